@@ -1,0 +1,107 @@
+// A communicator: the ranks of a group, and the operations that they run in the same order.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/dtype.h"
+#include "base/reduce_op.h"
+#include "comm/work.h"
+#include "schedule/collective.h"
+#include "transport/bootstrap.h"
+#include "transport/channel.h"
+#include "wire/wire_format.h"
+
+namespace dpcomm {
+
+/// What a user can choose for a communicator. Defaults come from the DPCOMM_* environment.
+struct CommunicatorOptions {
+  WireFormat wire = WireFormat::kNative;   ///< the lossiest format allowed (DPCOMM_WIRE)
+  bool wire_on_all_links = false;          ///< also within a host (DPCOMM_WIRE_LINKS=all)
+  std::string algorithm = "auto";          ///< or a name of schedule/algorithms.def (DPCOMM_ALGO)
+  std::chrono::milliseconds timeout{600000};  ///< of each operation and of the start
+  std::string transport = "auto";          ///< "shm", "inproc" (DPCOMM_TRANSPORT)
+  std::string name = "default";            ///< unique per group and generation in its store
+
+  /// Reads the environment. Throws UsageError naming the variable for a value that makes no sense.
+  static CommunicatorOptions from_environment();
+};
+
+/// One collective operation on buffers that the caller keeps alive until it is complete.
+struct Operation {
+  Collective collective = Collective::kAllReduce;
+  /// all-reduce, broadcast, reduce: count elements. all-gather: count elements in, world * count
+  /// out. reduce-scatter: world * count in, count out. Input and output are the same buffer (or the
+  /// own block of the larger one) or do not overlap. Ranks that only send may leave output null,
+  /// ranks that only receive may leave input null.
+  const void* input = nullptr;
+  void* output = nullptr;
+  size_t count = 0;
+  Dtype dtype = Dtype::kFloat32;
+  ReduceOp op = ReduceOp::kSum;
+  double factor = 1;  ///< of PREMUL_SUM
+  int root = 0;       ///< of broadcast and reduce
+  // Per call, in place of the communicator's options:
+  std::optional<WireFormat> wire;
+  std::string algorithm;                 ///< empty: the communicator's
+  std::chrono::milliseconds timeout{0};  ///< zero: the communicator's
+};
+
+/// What happened since the communicator was made.
+struct CommunicatorStats {
+  uint64_t operations = 0;
+  uint64_t bytes = 0;         ///< of the tensors of finished operations
+  uint64_t wire_bytes = 0;    ///< sent by this rank over channels
+  uint64_t wait_ns = 0;       ///< spent in operations without a step to do
+};
+
+/// All members may be called from any thread; operations run in the order in which they were given,
+/// which has to be the same on every rank.
+class Communicator {
+ public:
+  /// Meets the other ranks through `bootstrap`. Collective; throws TimeoutError naming the ranks
+  /// that did not come.
+  static std::shared_ptr<Communicator> create(int rank, int world, Bootstrap& bootstrap,
+                                              const CommunicatorOptions& options);
+  /// On a transport that exists already (tests).
+  Communicator(std::unique_ptr<Transport> transport, const CommunicatorOptions& options);
+  ~Communicator();
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+
+  int rank() const;
+  int world() const;
+  const CommunicatorOptions& options() const;
+
+  /// Runs the operation to its end; in the caller's thread if no other one is in flight. Throws
+  /// UsageError before any byte is sent if the operation makes no sense, else PeerError,
+  /// TimeoutError or UsageError (ranks disagree), after which the communicator is unusable.
+  void run(const Operation& operation);
+
+  /// Hands the operation to the progress thread and returns at once.
+  std::shared_ptr<Work> submit(const Operation& operation);
+
+  /// The name of the algorithm and the wire format that the operation would use, for explain().
+  std::pair<std::string, WireFormat> choice(const Operation& operation) const;
+
+  CommunicatorStats stats() const;
+
+  /// The default time limit of operations that are given from now on.
+  void set_timeout(std::chrono::milliseconds timeout);
+
+  /// Ends all waits on every rank with a PeerError of this message. From any thread; never blocks.
+  void abort(const std::string& message);
+  /// Waits for nothing and for nobody: operations in flight end with an error. Idempotent.
+  void close();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace dpcomm

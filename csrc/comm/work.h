@@ -1,0 +1,37 @@
+// The handle of an operation in flight.
+#pragma once
+
+#include <chrono>
+#include <exception>
+#include <functional>
+#include <memory>
+
+namespace dpcomm {
+
+/// Completed exactly once, by the thread that ran the operation. All members may be called from any
+/// thread.
+class Work {
+ public:
+  Work();
+  ~Work();
+  Work(const Work&) = delete;
+  Work& operator=(const Work&) = delete;
+
+  bool done() const;
+  /// The error it ended with, or null; null too while it runs.
+  std::exception_ptr error() const;
+  /// Returns when it is complete; rethrows its error. A positive `timeout` that runs out gives a
+  /// TimeoutError, and the operation goes on; zero waits as long as the operation may take.
+  void wait(std::chrono::milliseconds timeout = std::chrono::milliseconds(0));
+  /// Calls `callback` once when it is complete (at once if it is), in the thread that completes it.
+  void then(std::function<void()> callback);
+
+  /// For whoever runs the operation.
+  void complete(std::exception_ptr error);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace dpcomm

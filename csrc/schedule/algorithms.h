@@ -1,0 +1,10 @@
+// Every schedule, included once for the readers that enumerate schedule/algorithms.def.
+#pragma once
+
+#include "schedule/collective.h"
+#include "schedule/direct.h"
+#include "schedule/double_tree.h"
+#include "schedule/one_shot.h"
+#include "schedule/ring.h"
+#include "schedule/tree.h"
+#include "schedule/two_shot.h"

@@ -1,0 +1,110 @@
+// THE neck: all that an algorithm may know of how bytes get from one rank to another.
+//
+// A channel is a one-way path from a rank to a rank with a bounded number of slots. The sender
+// acquires a free slot, fills it and publishes; the receiver peeks at the oldest published message
+// and releases it. Nothing here blocks: calls named try_ answer at once, and a rank that has nothing
+// to do arms its bell, looks once more and sleeps. One thread at a time uses a transport, but for
+// wake(), fail() and failure(), which any thread may call.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/error.h"
+
+namespace dpcomm {
+
+/// What a slot carries: bytes, and a tag by which both ends see that they run the same operation.
+struct Message {
+  const std::byte* data = nullptr;
+  uint32_t bytes = 0;
+  uint32_t tag = 0;
+};
+
+class SendChannel {
+ public:
+  virtual ~SendChannel() = default;
+  /// A free slot to fill (64-byte aligned, slot_bytes long), or nullptr. Until publish() the same
+  /// slot is returned again; a slot that is never published is not seen by anybody.
+  virtual std::byte* try_acquire() = 0;
+  /// Hands the slot acquired last, with `bytes` of payload, to the receiver.
+  virtual void publish(uint32_t bytes, uint32_t tag) = 0;
+};
+
+class RecvChannel {
+ public:
+  virtual ~RecvChannel() = default;
+  /// The oldest message not yet released, or nothing. Its bytes stay valid until release().
+  virtual bool try_peek(Message& message) = 0;
+  /// Gives the slot of the message peeked last back to the sender.
+  virtual void release() = 0;
+};
+
+/// Number and size of the slots of a lane's channels; the same on all ranks.
+struct LaneGeometry {
+  int slots = 0;
+  size_t slot_bytes = 0;
+};
+
+/// What a rank says of itself before it starts an operation, for diagnostics.
+struct OpRecord {
+  uint64_t sequence = 0;    ///< number of the operation in its communicator, from 1
+  uint64_t finished = 0;    ///< number of the last operation that this rank finished
+  uint64_t count = 0;       ///< elements
+  double factor = 0;        ///< of PREMUL_SUM
+  int32_t root = 0;
+  uint8_t collective = 0;   ///< Collective
+  uint8_t dtype = 0;        ///< Dtype
+  uint8_t op = 0;           ///< ReduceOp
+  uint8_t wire = 0;         ///< WireFormat
+  uint8_t algorithm = 0;    ///< index into kAlgorithms
+  uint8_t reserved[3] = {};
+};
+
+enum class PeerState { kAlive, kClosed, kDead };
+
+/// Why a communicator can no longer be used; the first rank to fail writes it for all.
+struct Failure {
+  ErrorKind kind = ErrorKind::kInternal;
+  std::string message;
+};
+
+class Transport {
+ public:
+  virtual ~Transport() = default;
+
+  virtual int rank() const = 0;
+  virtual int world() const = 0;
+  virtual LaneGeometry geometry(int lane) const = 0;
+  virtual SendChannel& send_channel(int peer, int lane) = 0;
+  virtual RecvChannel& recv_channel(int peer, int lane) = 0;
+
+  // Waiting. arm(); look at the channels once more; then sleep(ticket) or disarm().
+  virtual uint32_t arm() = 0;
+  virtual void disarm() = 0;
+  /// Returns after a message or credit for this rank since arm(), a wake(), or `limit`.
+  virtual void sleep(uint32_t ticket, std::chrono::nanoseconds limit) = 0;
+  /// Ends a sleep of this rank, from any thread.
+  virtual void wake() = 0;
+
+  // Diagnostics.
+  virtual void announce(const OpRecord& record) = 0;
+  virtual OpRecord announced(int rank) const = 0;
+  virtual PeerState peer_state(int rank) const = 0;
+  /// "rank 1 (pid 4711)".
+  virtual std::string describe(int rank) const = 0;
+  /// Makes the communicator unusable on every rank and wakes all. The first call on any rank wins;
+  /// later ones change nothing.
+  virtual void fail(const Failure& failure) = 0;
+  /// The failure, or nothing. Cheap enough to ask in every turn of a wait.
+  virtual std::optional<Failure> failure() const = 0;
+  virtual bool failed() const = 0;
+  /// Tells the peers that this rank leaves. Messages already published stay readable.
+  virtual void close() = 0;
+};
+
+}  // namespace dpcomm
