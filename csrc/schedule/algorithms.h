@@ -2,9 +2,4 @@
 #pragma once
 
 #include "schedule/collective.h"
-#include "schedule/direct.h"
-#include "schedule/double_tree.h"
-#include "schedule/one_shot.h"
-#include "schedule/ring.h"
-#include "schedule/tree.h"
 #include "schedule/two_shot.h"

@@ -1,0 +1,13 @@
+// The parts of dpcomm._core, one file each.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace dpcomm {
+
+void bind_errors(pybind11::module_& module);        // core_errors.cc
+void bind_wire(pybind11::module_& module);          // core_wire.cc
+void bind_schedule(pybind11::module_& module);      // core_schedule.cc
+void bind_communicator(pybind11::module_& module);  // core_communicator.cc
+
+}  // namespace dpcomm
