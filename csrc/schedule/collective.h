@@ -43,8 +43,8 @@ struct Range {
 
 /// How `count` elements fall into rounds, chunks and slices. A function of its arguments alone
 /// (law 5): never of an address or a number of threads. Every slice fits a slot, and every edge but
-/// the end of the tensor (or block) is a multiple of `grain` elements, itself a multiple of the wire
-/// format's block.
+/// the end of the tensor (or block) is a multiple of `grain` elements, itself a multiple of the
+/// wire format's block.
 ///
 /// Flat (all-reduce, broadcast, reduce): round r covers the next chunks * slices * slot_elems
 /// elements; a short last round is divided evenly. Blocked: round r covers the next slices *

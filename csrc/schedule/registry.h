@@ -14,18 +14,18 @@ namespace dpcomm {
 struct AlgorithmInfo {
   Collective collective;
   const char* name;
-  int lanes;           ///< streams of steps
-  int first_lane;      ///< of the channels used
-  int channel_lanes;   ///< number of lanes of channels used
+  int lanes;          ///< streams of steps
+  int first_lane;     ///< of the channels used
+  int channel_lanes;  ///< number of lanes of channels used
   int (*chunks)(const ScheduleParams&);
   int (*min_slots)(const ScheduleParams&);
   int (*roundings)(const ScheduleParams&);
 };
 
 inline constexpr AlgorithmInfo kAlgorithms[] = {
-#define DPCOMM_ALGORITHM(collective, name, Class)                                               \
-  {Collective::collective, name,           Class::kLanes,    Class::kFirstLane, Class::kChannelLanes, \
-   &Class::chunks,         &Class::min_slots, &Class::roundings},
+#define DPCOMM_ALGORITHM(collective, name, Class)                                \
+  {Collective::collective, name,           Class::kLanes,     Class::kFirstLane, \
+   Class::kChannelLanes,   &Class::chunks, &Class::min_slots, &Class::roundings},
 #include "schedule/algorithms.def"
 #undef DPCOMM_ALGORITHM
 };

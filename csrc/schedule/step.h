@@ -33,6 +33,9 @@ enum Primitive : uint8_t {
   kSend = 8,
 };
 
+/// `flags` if `on`, else none: how a generator puts a primitive together.
+DPCOMM_HD constexpr unsigned only_if(bool on, unsigned flags) { return on ? flags : 0u; }
+
 /// The peers of one side of a step: a set of ranks in three forms, none of which needs memory.
 class Peers {
  public:
@@ -93,14 +96,14 @@ class Peers {
 
 /// One step of one lane of one rank.
 struct Step {
-  uint8_t primitive = 0;      ///< flags of Primitive
-  uint8_t recv_lane = 0;      ///< lane of the channels that it receives on
-  uint8_t send_lane = 0;      ///< lane of the channels that it sends on
-  bool own_as_sent = false;   ///< the own contribution counts as decode(encode(x)) (law 2)
-  int32_t chunk = 0;          ///< index of the chunk within the round
-  int32_t slice = 0;          ///< index of the slice within the chunk
-  Peers recv_peers;           ///< for a reduction: every one of them contributes
-  Peers send_peers;           ///< all get the same bytes
+  uint8_t primitive = 0;     ///< flags of Primitive
+  uint8_t recv_lane = 0;     ///< lane of the channels that it receives on
+  uint8_t send_lane = 0;     ///< lane of the channels that it sends on
+  bool own_as_sent = false;  ///< the own contribution counts as decode(encode(x)) (law 2)
+  int32_t chunk = 0;         ///< index of the chunk within the round
+  int32_t slice = 0;         ///< index of the slice within the chunk
+  Peers recv_peers;          ///< for a reduction: every one of them contributes
+  Peers send_peers;          ///< all get the same bytes
 
   DPCOMM_HD bool has(uint8_t flags) const { return (primitive & flags) == flags; }
 };
@@ -109,8 +112,8 @@ struct Step {
 struct ScheduleParams {
   int32_t rank = 0;
   int32_t world = 1;
-  int32_t root = 0;     ///< broadcast and reduce only
-  int32_t slices = 1;   ///< slices per chunk
+  int32_t root = 0;    ///< broadcast and reduce only
+  int32_t slices = 1;  ///< slices per chunk
 };
 
 // A schedule is a class of this form (schedule/algorithms.def lists them all):
