@@ -21,6 +21,7 @@ namespace dpcomm {
 
 /// Instruction sets that the kernels are built for. All give the same bits.
 enum class Isa : uint8_t { kScalar, kAvx2, kAvx512 };
+inline constexpr int kIsas = 3;
 
 constexpr const char* name(Isa isa) {
   constexpr const char* kNames[] = {"scalar", "avx2", "avx512"};

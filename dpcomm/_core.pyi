@@ -1,0 +1,45 @@
+"""The C++ core without torch: wire formats, schedules, communicators."""
+
+from collections.abc import Sequence
+
+from typing_extensions import Buffer
+
+# --- wire ---------------------------------------------------------------------------------------
+# Codecs of csrc/wire/codec.h on contiguous buffers, in place. `wire`: native, fp16, bf16, int8;
+# `dtype`: as torch names it; `isa`: one of wire_isas(). Elements [first, first + n) of a slice of
+# `total` at `base`; `acc` holds n accumulators. UsageError for a pair that is not supported, a
+# range that is no tile, or a buffer that is too short.
+
+def wire_isas() -> list[str]: ...
+def wire_best_isa() -> str: ...
+def wire_slice_bytes(wire: str, dtype: str, total: int) -> int: ...
+def wire_load(
+    wire: str, dtype: str, isa: str, acc: Buffer, base: Buffer, total: int, first: int, n: int
+) -> None: ...
+def wire_combine(
+    wire: str,
+    dtype: str,
+    isa: str,
+    op: str,
+    acc: Buffer,
+    base: Buffer,
+    total: int,
+    first: int,
+    n: int,
+) -> None: ...
+def wire_store(
+    wire: str,
+    dtype: str,
+    isa: str,
+    base: Buffer,
+    acc: Buffer,
+    total: int,
+    first: int,
+    n: int,
+    keep: bool,
+) -> None: ...
+def wire_premultiply(dtype: str, isa: str, acc: Buffer, factor: float) -> None: ...
+def wire_divide(dtype: str, isa: str, acc: Buffer, divisor: int) -> None: ...
+def wire_sum_f32(
+    isa: str, destinations: Sequence[Buffer], sources: Sequence[Buffer], divisor: int, n: int
+) -> None: ...
