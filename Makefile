@@ -1,0 +1,105 @@
+# dpcomm's commands. `make help` lists them. Everything is kept in .venv and build/.
+# PYTHON=python3.12 chooses another Python (>= 3.10), DPCOMM_TORCH etc. pass through to setup.py.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+VENV_PYTHON := $(VENV)/bin/python
+STAMPS := $(VENV)/stamps
+PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
+CXX ?= g++
+JOBS ?= $(shell nproc)
+PYTEST := $(VENV_PYTHON) -m pytest
+PYTEST_ARGS ?=
+
+NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml \
+                  dpcomm/_build_record.py.in
+
+.PHONY: help venv build demo test check format campaign sanitize clean distclean
+.PHONY: check-format check-ruff check-mypy check-stubs check-layering check-warnings
+
+help:
+	@echo "make demo      train on handwritten digits with gloo, dpcomm and dpcomm+fp16; table and picture"
+	@echo "make test      the tests (PYTEST_ARGS=... passes arguments on)"
+	@echo "make check     formatting, ruff, mypy, stubs, layering, compiler warnings: what CI checks"
+	@echo "make format    put the sources into the checked format"
+	@echo "make sanitize  native tests under AddressSanitizer + UBSan and under ThreadSanitizer"
+	@echo "make campaign  the long tests"
+	@echo "make build     only make $(VENV) and build dpcomm into it (editable)"
+	@echo "make clean     remove what was built; make distclean also removes $(VENV)"
+
+# --- the environment ---------------------------------------------------------------------------------
+$(STAMPS)/venv:
+	@tools/make_venv.sh "$(VENV)" "$(PYTHON)"
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/torch: requirements/torch.txt $(STAMPS)/venv
+	@tools/announce_torch.sh $(VENV_PYTHON)
+	$(PIP) install --quiet -r requirements/torch.txt
+	@touch $@
+
+$(STAMPS)/requirements: requirements/build.txt requirements/test.txt $(STAMPS)/torch
+	$(PIP) install --quiet -r requirements/build.txt -r requirements/torch.txt -r requirements/test.txt
+	@touch $@
+
+$(STAMPS)/tools: requirements/check.txt $(STAMPS)/requirements
+	$(PIP) install --quiet -r requirements/check.txt
+	@touch $@
+
+# Editable: a changed Python file needs no new build, and `python -m dpcomm...` works in this folder.
+$(STAMPS)/build: $(NATIVE_SOURCES) $(STAMPS)/requirements
+	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+venv: $(STAMPS)/requirements
+build: $(STAMPS)/build
+
+# --- the two commands --------------------------------------------------------------------------------
+demo: build
+	$(VENV_PYTHON) examples/demo.py
+
+test: build
+	$(PYTEST) $(PYTEST_ARGS)
+
+campaign: build
+	$(PYTEST) -m campaign $(PYTEST_ARGS)
+
+# --- make check --------------------------------------------------------------------------------------
+check: check-format check-ruff check-mypy check-stubs check-layering check-warnings
+
+check-format: $(STAMPS)/tools
+	find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.def' | sort | \
+	  xargs $(VENV)/bin/clang-format --dry-run -Werror
+
+check-ruff: $(STAMPS)/tools
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+check-mypy: $(STAMPS)/tools $(STAMPS)/build
+	$(VENV)/bin/mypy --strict -p dpcomm
+
+check-stubs: $(STAMPS)/tools $(STAMPS)/build
+	$(VENV_PYTHON) -m mypy.stubtest dpcomm._core
+
+check-layering: $(STAMPS)/build
+	$(PYTEST) -q tests/unit/test_layering.py
+
+check-warnings: $(STAMPS)/requirements
+	tools/build_native.sh $(VENV) build/werror -DDPCOMM_WERROR=ON
+
+format: $(STAMPS)/tools
+	find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.def' | xargs $(VENV)/bin/clang-format -i
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# --- sanitizers --------------------------------------------------------------------------------------
+sanitize: $(STAMPS)/requirements
+	$(PYTEST) tests/native tests/sanitizers -m "not campaign" $(PYTEST_ARGS)
+
+clean:
+	rm -rf build dist *.egg-info dpcomm/*.so dpcomm/_build_record.py demo_output $(STAMPS)/build
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

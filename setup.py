@@ -1,0 +1,252 @@
+"""Builds dpcomm's extension modules with CMake and Ninja; all else is in pyproject.toml.
+
+Environment variables of the build (docs/installing.md):
+
+- DPCOMM_TORCH: auto (default; the torch of the environment that is installed into, else none), on
+  (no torch is an error), off, or a path to a site-packages folder or to torch's own folder.
+- DPCOMM_CUDA: auto, on or off. This version has no CUDA part, so `on` is an error.
+- DPCOMM_WERROR: 1 makes compiler warnings errors.
+- MAX_JOBS: compilers at once. CMAKE_ARGS: further arguments of CMake. CXX: the compiler.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+SUPPORTED_TORCH = ((2, 12), (2, 14))
+
+
+def say(text: str) -> None:
+    """Prints a notice that stands out. pip shows it with -v, and whenever the build fails."""
+    bar = "=" * 88
+    print(f"\n{bar}\n{text}\n{bar}\n", file=sys.stderr, flush=True)
+
+
+def fail(text: str) -> None:
+    say(f"dpcomm cannot be built: {text}")
+    raise SystemExit(1)
+
+
+def torch_folders() -> list[Path]:
+    """Where the environment that is installed into may have torch, likeliest first.
+
+    Under pip's build isolation the interpreter is still that of the target environment, so
+    sysconfig's and site's folders are that environment's, although sys.path leaves them out.
+    """
+    folders: list[str] = []
+    spec = importlib.util.find_spec("torch")  # finds, does not import; sees PYTHONPATH
+    if spec is not None and spec.origin is not None:
+        folders.append(str(Path(spec.origin).parent.parent))
+    folders += [sysconfig.get_path("platlib"), sysconfig.get_path("purelib")]
+    folders += site.getsitepackages()
+    config = Path(sys.prefix) / "pyvenv.cfg"
+    in_venv = sys.prefix != sys.base_prefix
+    shares_system = config.is_file() and re.search(
+        r"(?im)^include-system-site-packages\s*=\s*true", config.read_text()
+    )
+    if not in_venv or shares_system:
+        folders.append(site.getusersitepackages())
+    if shares_system:
+        base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+        folders += [sysconfig.get_path("platlib", vars=base), *site.getsitepackages([sys.base_prefix])]
+    return [Path(folder) / "torch" for folder in dict.fromkeys(folders)]
+
+
+def torch_version(folder: Path) -> str | None:
+    """The version of the torch at `folder`, read as text; None where no complete torch is there."""
+    try:
+        text = (folder / "version.py").read_text()
+    except OSError:
+        return None
+    match = re.search(r"""^__version__\s*=\s*['"]([^'"]+)['"]""", text, re.MULTILINE)
+    complete = (folder / "include" / "torch").is_dir() and (folder / "lib").is_dir()
+    return match.group(1) if match and complete else None
+
+
+@functools.cache
+def find_torch() -> tuple[Path, str] | None:
+    """torch's folder and version as DPCOMM_TORCH wants them; None to build without torch."""
+    wish = os.environ.get("DPCOMM_TORCH", "").strip() or "auto"
+    if wish.lower() in ("off", "0", "no"):
+        return None
+    automatic = wish.lower() in ("auto", "on", "1", "yes")
+    if automatic:
+        candidates = torch_folders()
+    else:
+        path = Path(wish).expanduser().resolve()
+        candidates = [path / "torch", path]
+    for folder in candidates:
+        version = torch_version(folder)
+        if version is not None:
+            return folder, version
+    looked = "\n".join(f"  {folder}" for folder in candidates)
+    if wish.lower() != "auto":
+        fail(
+            f"DPCOMM_TORCH={wish}, but there is no torch in\n{looked}\n"
+            "Install torch first (pip install torch), or set DPCOMM_TORCH to the site-packages\n"
+            "folder that has it, or to `off` for dpcomm without the torch backend."
+        )
+    say(
+        f"dpcomm is built WITHOUT its torch backend: there is no torch in\n{looked}\n"
+        "dpcomm.Communicator will work. For torch.distributed install torch, then dpcomm again:\n"
+        "  pip install torch && pip install --force-reinstall --no-deps --no-cache-dir dpcomm\n"
+        "uv builds in an environment of its own: set DPCOMM_TORCH to the site-packages folder\n"
+        "that has torch, or use --no-build-isolation."
+    )
+    return None
+
+
+def check_torch(version: str) -> None:
+    """Ends the build where the sources do not support this torch."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    minor = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
+    if minor < SUPPORTED_TORCH[0]:
+        fail(f"torch {version} is too old: dpcomm needs torch 2.12 to 2.14.")
+    if minor > SUPPORTED_TORCH[1]:
+        say(f"torch {version} is newer than what dpcomm was tested with (2.12 to 2.14).")
+
+
+def check_cuda() -> None:
+    """There is no CUDA part yet: whoever demands it shall not get a CPU build by accident."""
+    wish = os.environ.get("DPCOMM_CUDA", "").strip().lower() or "auto"
+    if wish in ("on", "1", "yes"):
+        fail("DPCOMM_CUDA=on, but this version of dpcomm has no CUDA part. Use auto or off.")
+    if wish not in ("auto", "off", "0", "no"):
+        fail(f"DPCOMM_CUDA={wish}: use auto, on or off.")
+
+
+def tool(name: str, folder_attribute: str) -> str:
+    """The path of cmake or ninja: that of the Python package, else the one on PATH."""
+    try:
+        folder = getattr(importlib.import_module(name), folder_attribute)
+        if (Path(folder) / name).exists():
+            return str(Path(folder) / name)
+    except (ImportError, AttributeError):
+        pass
+    found = shutil.which(name)
+    if found is None:
+        fail(f"{name} is missing: pip install {name} (pip does so unless --no-build-isolation).")
+    return str(found)
+
+
+def pybind11_folder() -> str:
+    try:
+        return str(importlib.import_module("pybind11").get_cmake_dir())
+    except ImportError:
+        fail("pybind11 is missing: pip install pybind11 (--no-build-isolation needs it by hand).")
+        raise
+
+
+def jobs() -> int:
+    text = os.environ.get("MAX_JOBS", "").strip()
+    if text:
+        if not text.isdigit() or int(text) == 0:
+            fail(f"MAX_JOBS={text}: give a number of compilers, at least 1.")
+        return int(text)
+    return max(1, len(os.sched_getaffinity(0)))
+
+
+class BuildPython(build_py):
+    """Copies the Python files into a clean folder: what is no longer built is not packed either."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "dpcomm", ignore_errors=True)
+        super().run()
+
+
+class BuildExtensions(build_ext):
+    """Runs CMake once for all extension modules."""
+
+    def run(self) -> None:
+        check_cuda()
+        torch = find_torch()
+        if torch is not None:
+            check_torch(torch[1])
+            print(f"dpcomm: building for torch {torch[1]} at {torch[0]}", flush=True)
+        # Not setuptools' temporary folder: this one is kept, so that a second build is quick.
+        build = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
+        arguments = self.configure_arguments(torch)
+        cmake = tool("cmake", "CMAKE_BIN_DIR")
+        # A cache of other arguments would be mixed with these: start it anew, keep the objects.
+        stamp = build / "dpcomm-arguments.txt"
+        wanted = "\n".join([cmake, os.environ.get("CXX", ""), *arguments])
+        same = stamp.is_file() and stamp.read_text() == wanted
+        self.call([cmake, *([] if same else ["--fresh"]), "-S", str(ROOT), "-B", str(build), *arguments])
+        stamp.write_text(wanted)
+        self.call([cmake, "--build", str(build), "-j", str(jobs())])
+        prefix = self.prefix()
+        for stale in (prefix / "dpcomm").glob(f"_torch*{sysconfig.get_config_var('EXT_SUFFIX')}"):
+            stale.unlink()
+        self.call([cmake, "--install", str(build), "--prefix", str(prefix)])
+
+    def prefix(self) -> Path:
+        """The folder that gets dpcomm/_core...so: the sources for an editable install."""
+        return ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()
+
+    def configure_arguments(self, torch: tuple[Path, str] | None) -> list[str]:
+        arguments = [
+            "-G",
+            "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'BIN_DIR')}",
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11_folder()}",
+            f"-DDPCOMM_TORCH_ROOT={torch[0] if torch else ''}",
+            f"-DDPCOMM_WERROR={os.environ.get('DPCOMM_WERROR') or 'OFF'}",
+        ]
+        return arguments + shlex.split(os.environ.get("CMAKE_ARGS", ""))
+
+    def call(self, command: list[str]) -> None:
+        print("dpcomm:", shlex.join(command), flush=True)
+        try:
+            subprocess.run(command, check=True)
+        except subprocess.CalledProcessError as error:
+            fail(
+                f"`{command[0]} {command[1]} ...` ended with {error.returncode}; its messages are"
+                " above. It needs a C++20 compiler (g++ 12 or newer) and Python's headers\n"
+                "(Debian, Ubuntu: apt-get install g++ python3-dev)."
+            )
+
+    def get_outputs(self) -> list[str]:
+        folder = self.prefix() / "dpcomm"
+        return sorted(str(path) for path in [*folder.glob("*.so"), folder / "_build_record.py"])
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+class BuildWheel(bdist_wheel):
+    """Shows in the wheel's name which torch it was built for: dpcomm-0.1.0-0torch2.13-cp311-..."""
+
+    def finalize_options(self) -> None:
+        torch = find_torch()
+        self.build_number = f"0torch{'.'.join(torch[1].split('.')[:2])}" if torch else "0notorch"
+        super().finalize_options()
+
+
+setup(
+    ext_modules=[Extension("dpcomm._core", sources=[])],
+    cmdclass={
+        "bdist_wheel": BuildWheel,
+        "build_ext": BuildExtensions,
+        "build_py": BuildPython,
+    },
+)
