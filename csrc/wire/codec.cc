@@ -11,6 +11,17 @@ namespace {
 /// The kernels of `isa`, or null where this build or this CPU has none.
 const KernelTable* find_table(Isa isa) {
   if (isa == Isa::kScalar) return &kScalarKernels;
+#if defined(__x86_64__)
+  // __builtin_cpu_supports also asks whether the system saves the wide registers.
+  if (isa == Isa::kAvx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
+    return &kAvx2Kernels;
+  }
+  if (isa == Isa::kAvx512 && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
+    return &kAvx512Kernels;
+  }
+#endif
   return nullptr;
 }
 
