@@ -9,6 +9,9 @@
 // Chunk c belongs to rank c, which receives every other rank's contribution to it, adds all in the
 // order of ranks, keeps the result as it goes on the wire and sends it to all.
 //
+// For 4 ranks, rank 1 does: send c2, c3, c0; receive c1 of 0, 2, 3, add, keep, send to all; receive
+// and keep c2, c3, c0.
+//
 // Steps: 2N - 1 (N - 1 sends, one reduction, N - 1 receipts). Bytes sent per rank: 2 (N - 1) / N S.
 // Slots: 2, since shot 1 and shot 2 share a channel; a channel r -> p carries c_p, then c_r.
 // Roundings on a lossy wire: 2, whatever N. Invariant: a rank reads its input of chunk c before it
@@ -26,9 +29,9 @@ class TwoShotAllReduce {
   static constexpr int kFirstLane = 0;
   static constexpr int kChannelLanes = 1;
 
-  DPCOMM_HD static int chunks(const ScheduleParams& params) { return params.world; }
-  DPCOMM_HD static int min_slots(const ScheduleParams&) { return 2; }
-  DPCOMM_HD static int roundings(const ScheduleParams&) { return 2; }
+  DPCOMM_HD static constexpr int chunks(const ScheduleParams& params) { return params.world; }
+  DPCOMM_HD static constexpr int min_slots(const ScheduleParams&) { return 2; }
+  DPCOMM_HD static constexpr int roundings(const ScheduleParams&) { return 2; }
 
   DPCOMM_HD TwoShotAllReduce(const ScheduleParams& params, int /*lane*/)
       : rank_(params.rank), world_(params.world), slices_(params.slices) {}
@@ -37,7 +40,9 @@ class TwoShotAllReduce {
     if (slice_ == slices_) return false;
     step = Step();
     step.slice = slice_;
-    if (index_ < world_ - 1) {  // shot 1, starting at the right-hand neighbour
+    if (world_ == 1) {
+      step.primitive = kCopy;
+    } else if (index_ < world_ - 1) {  // shot 1, starting at the right-hand neighbour
       step.primitive = kSend;
       step.chunk = neighbour(index_ + 1);
       step.send_peers = Peers::one(step.chunk);
