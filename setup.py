@@ -65,7 +65,10 @@ def torch_folders() -> list[Path]:
         folders.append(site.getusersitepackages())
     if shares_system:
         base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
-        folders += [sysconfig.get_path("platlib", vars=base), *site.getsitepackages([sys.base_prefix])]
+        folders += [
+            sysconfig.get_path("platlib", vars=base),
+            *site.getsitepackages([sys.base_prefix]),
+        ]
     return [Path(folder) / "torch" for folder in dict.fromkeys(folders)]
 
 
@@ -189,7 +192,9 @@ class BuildExtensions(build_ext):
         stamp = build / "dpcomm-arguments.txt"
         wanted = "\n".join([cmake, os.environ.get("CXX", ""), *arguments])
         same = stamp.is_file() and stamp.read_text() == wanted
-        self.call([cmake, *([] if same else ["--fresh"]), "-S", str(ROOT), "-B", str(build), *arguments])
+        self.call(
+            [cmake, *([] if same else ["--fresh"]), "-S", str(ROOT), "-B", str(build), *arguments]
+        )
         stamp.write_text(wanted)
         self.call([cmake, "--build", str(build), "-j", str(jobs())])
         prefix = self.prefix()
