@@ -19,7 +19,7 @@ class UsageError(DpcommError):
 
 
 class PeerError(DpcommError):
-    """A peer died or left. The communicator is unusable; make a new one with the ranks that live."""
+    """A peer died or left. The communicator is unusable; make one with the ranks that live."""
 
 
 class TimeoutError(DpcommError, builtins.TimeoutError):
