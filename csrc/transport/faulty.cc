@@ -1,0 +1,157 @@
+#include "transport/faulty.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <random>
+#include <sstream>
+#include <thread>
+#include <vector>
+
+namespace dpcomm {
+namespace {
+
+struct Faults {
+  int rank = -1;
+  uint64_t seed = 1;
+  double stall = 0;
+  uint64_t delay_us = 0;
+  uint64_t drop = 0, retag = 0, shorten = 0, kill = 0, stop = 0;
+};
+
+Faults parse(const std::string& spec) {
+  Faults faults;
+  std::istringstream in(spec);
+  for (std::string item; std::getline(in, item, ',');) {
+    const size_t equals = item.find('=');
+    const std::string key = item.substr(0, equals);
+    const std::string text = equals == std::string::npos ? "" : item.substr(equals + 1);
+    char* end = nullptr;
+    const double value = std::strtod(text.c_str(), &end);
+    if (text.empty() || *end != '\0') throw usage_error("DPCOMM_FAULTS: '", item, "' has no number");
+    const auto whole = static_cast<uint64_t>(value);
+    if (key == "rank") {
+      faults.rank = static_cast<int>(value);
+    } else if (key == "seed") {
+      faults.seed = whole;
+    } else if (key == "stall") {
+      faults.stall = value;
+    } else if (key == "delay_us") {
+      faults.delay_us = whole;
+    } else if (key == "drop") {
+      faults.drop = whole;
+    } else if (key == "retag") {
+      faults.retag = whole;
+    } else if (key == "shorten") {
+      faults.shorten = whole;
+    } else if (key == "kill") {
+      faults.kill = whole;
+    } else if (key == "stop") {
+      faults.stop = whole;
+    } else {
+      throw usage_error("DPCOMM_FAULTS: '", key, "' is not a fault");
+    }
+  }
+  return faults;
+}
+
+/// What the channels of one rank share.
+struct State {
+  Faults faults;
+  std::mt19937_64 random;
+  uint64_t published = 0;
+
+  bool stalls() {
+    return faults.stall > 0 &&
+           std::uniform_real_distribution<double>(0, 1)(random) < faults.stall;
+  }
+};
+
+class FaultySender final : public SendChannel {
+ public:
+  FaultySender(SendChannel& inner, State& state) : inner_(inner), state_(state) {}
+
+  std::byte* try_acquire() override { return state_.stalls() ? nullptr : inner_.try_acquire(); }
+
+  void publish(uint32_t bytes, uint32_t tag) override {
+    const Faults& faults = state_.faults;
+    const uint64_t number = ++state_.published;
+    if (faults.delay_us > 0) {
+      std::this_thread::sleep_for(std::chrono::microseconds(state_.random() % faults.delay_us));
+    }
+    if (number == faults.kill) raise(SIGKILL);
+    if (number == faults.stop) raise(SIGSTOP);
+    if (number == faults.drop) return;
+    inner_.publish(number == faults.shorten && bytes > 0 ? bytes - 1 : bytes,
+                   number == faults.retag ? tag ^ 1 : tag);
+  }
+
+ private:
+  SendChannel& inner_;
+  State& state_;
+};
+
+class FaultyReceiver final : public RecvChannel {
+ public:
+  FaultyReceiver(RecvChannel& inner, State& state) : inner_(inner), state_(state) {}
+  bool try_peek(Message& message) override { return !state_.stalls() && inner_.try_peek(message); }
+  void release() override { inner_.release(); }
+
+ private:
+  RecvChannel& inner_;
+  State& state_;
+};
+
+class FaultyTransport final : public Transport {
+ public:
+  FaultyTransport(std::unique_ptr<Transport> inner, const Faults& faults)
+      : inner_(std::move(inner)) {
+    state_.faults = faults;
+    state_.random.seed(faults.seed + 1000003 * inner_->rank());
+  }
+
+  int rank() const override { return inner_->rank(); }
+  int world() const override { return inner_->world(); }
+  LaneGeometry geometry(int lane) const override { return inner_->geometry(lane); }
+  SendChannel& send_channel(int peer, int lane) override {
+    senders_.push_back(std::make_unique<FaultySender>(inner_->send_channel(peer, lane), state_));
+    return *senders_.back();
+  }
+  RecvChannel& recv_channel(int peer, int lane) override {
+    receivers_.push_back(
+        std::make_unique<FaultyReceiver>(inner_->recv_channel(peer, lane), state_));
+    return *receivers_.back();
+  }
+  uint32_t arm() override { return inner_->arm(); }
+  void disarm() override { inner_->disarm(); }
+  void sleep(uint32_t ticket, std::chrono::nanoseconds limit) override {
+    // A stalled look may have missed a message that no ring will announce again.
+    inner_->sleep(ticket, state_.faults.stall > 0 ? std::chrono::microseconds(50) : limit);
+  }
+  void wake() override { inner_->wake(); }
+  void announce(const OpRecord& record) override { inner_->announce(record); }
+  OpRecord announced(int rank) const override { return inner_->announced(rank); }
+  PeerState peer_state(int rank) const override { return inner_->peer_state(rank); }
+  std::string describe(int rank) const override { return inner_->describe(rank); }
+  void fail(const Failure& failure) override { inner_->fail(failure); }
+  std::optional<Failure> failure() const override { return inner_->failure(); }
+  bool failed() const override { return inner_->failed(); }
+  void close() override { inner_->close(); }
+
+ private:
+  std::unique_ptr<Transport> inner_;
+  State state_;
+  std::vector<std::unique_ptr<FaultySender>> senders_;
+  std::vector<std::unique_ptr<FaultyReceiver>> receivers_;
+};
+
+}  // namespace
+
+std::unique_ptr<Transport> make_faulty(std::unique_ptr<Transport> inner, const std::string& spec) {
+  const Faults faults = parse(spec);
+  if (faults.rank >= 0 && faults.rank != inner->rank()) return inner;
+  return std::make_unique<FaultyTransport>(std::move(inner), faults);
+}
+
+}  // namespace dpcomm

@@ -1,0 +1,107 @@
+#include "transport/shared_arena.h"
+
+#include <unistd.h>
+
+#include <thread>
+
+namespace dpcomm {
+namespace {
+
+constexpr size_t kLaneBudgetBytes = size_t{8} << 20;
+constexpr int kSlots = 4;
+constexpr size_t kMaxSlotBytes = size_t{512} << 10;
+constexpr size_t kMinSlotBytes = size_t{4} << 10;
+constexpr size_t kTreeLaneShare = 8;  // a tree lane's slots are so many times smaller than lane 0's
+
+constexpr size_t failure_offset() { return 0; }
+constexpr size_t bells_offset() { return sizeof(FailureRecord); }
+size_t lines_offset(int world) { return bells_offset() + world * sizeof(Bell); }
+size_t channels_offset(int world) { return lines_offset(world) + world * sizeof(RankLine); }
+
+size_t floor_to(size_t value, size_t unit) { return value / unit * unit; }
+
+}  // namespace
+
+size_t ArenaLayout::bytes() const {
+  return channel_offset(static_cast<int>(lanes.size()), 0, 0);  // the end of the last lane
+}
+
+size_t ArenaLayout::channel_offset(int lane, int from, int to) const {
+  const size_t peers = world - 1;
+  size_t offset = channels_offset(world);
+  for (int i = 0; i < lane; ++i) offset += world * peers * channel_bytes(lanes[i]);
+  if (from == to) return offset;  // the end of the lane before; no such channel
+  return offset + (from * peers + (to > from ? to - 1 : to)) * channel_bytes(lanes[lane]);
+}
+
+std::vector<LaneGeometry> geometry_for(const TransportConfig& config) {
+  const size_t peers = config.world > 1 ? config.world - 1 : 1;
+  const int slots = config.slots > 0 ? config.slots : kSlots;
+  size_t flat = config.slot_bytes;
+  if (flat == 0) flat = std::min(kMaxSlotBytes, kLaneBudgetBytes / kSlots / peers);
+  flat = std::max(floor_to(flat, kLine), kMinSlotBytes);
+  std::vector<LaneGeometry> geometry(config.lanes, LaneGeometry{slots, flat});
+  for (int lane = 1; lane < config.lanes; ++lane) {
+    geometry[lane].slot_bytes = std::max(floor_to(flat / kTreeLaneShare, kLine), kMinSlotBytes);
+  }
+  return geometry;
+}
+
+void ArenaTransport::attach(std::byte* base) {
+  base_ = base;
+  const int lanes = static_cast<int>(layout_.lanes.size());
+  senders_.reserve(size_t(lanes) * world());
+  receivers_.reserve(size_t(lanes) * world());
+  for (int lane = 0; lane < lanes; ++lane) {
+    for (int peer = 0; peer < world(); ++peer) {
+      const LaneGeometry& geometry = layout_.lanes[lane];
+      senders_.emplace_back(base + layout_.channel_offset(lane, rank_, peer), geometry, bell(peer));
+      receivers_.emplace_back(base + layout_.channel_offset(lane, peer, rank_), geometry,
+                              bell(peer));
+    }
+  }
+  line(rank_).pid.store(static_cast<uint32_t>(getpid()));
+  line(rank_).state.store(RankLine::kAttached);
+}
+
+std::vector<int> ArenaTransport::wait_for_all(std::chrono::milliseconds timeout) {
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  std::vector<int> missing;
+  for (auto pause = std::chrono::microseconds(20);;) {
+    missing.clear();
+    for (int rank = 0; rank < world(); ++rank) {
+      if (line(rank).state.load() == 0) missing.push_back(rank);
+    }
+    if (missing.empty() || failed() || std::chrono::steady_clock::now() > deadline) return missing;
+    std::this_thread::sleep_for(pause);
+    pause = std::min(pause * 2, std::chrono::microseconds(5000));
+  }
+}
+
+Bell& ArenaTransport::bell(int rank) const {
+  return *reinterpret_cast<Bell*>(base_ + bells_offset() + rank * sizeof(Bell));
+}
+
+RankLine& ArenaTransport::line(int rank) const {
+  return *reinterpret_cast<RankLine*>(base_ + lines_offset(world()) + rank * sizeof(RankLine));
+}
+
+FailureRecord& ArenaTransport::failure_record() const {
+  return *reinterpret_cast<FailureRecord*>(base_ + failure_offset());
+}
+
+std::string ArenaTransport::describe(int rank) const {
+  return str("rank ", rank, " (pid ", line(rank).pid.load(), ")");
+}
+
+void ArenaTransport::fail(const Failure& failure) {
+  failure_record().raise(failure);
+  for (int rank = 0; rank < world(); ++rank) bell(rank).ring_always();
+}
+
+void ArenaTransport::close() {
+  if (line(rank_).state.exchange(RankLine::kClosed) == RankLine::kClosed) return;
+  for (int rank = 0; rank < world(); ++rank) bell(rank).ring_always();
+}
+
+}  // namespace dpcomm

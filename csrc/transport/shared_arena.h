@@ -1,0 +1,76 @@
+// A transport over memory that all ranks map: the common part of shm (processes) and inproc
+// (threads). A derived class brings the memory and knows whether a peer lives.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "transport/slot_ring.h"
+#include "transport/transport.h"
+
+namespace dpcomm {
+
+/// What an arena looks like; computed alike on all ranks.
+///
+///   Arena header | failure | bell of each rank | line of each rank | channels by lane, from, to
+struct ArenaLayout {
+  int world = 0;
+  std::vector<LaneGeometry> lanes;
+
+  size_t bytes() const;
+  size_t channel_offset(int lane, int from, int to) const;
+};
+
+/// Slots of every lane of channels. By default the memory of lane 0 is about the same for every rank
+/// whatever the world, unless slots would become tiny; the other lanes' slots are smaller.
+std::vector<LaneGeometry> geometry_for(const TransportConfig& config);
+
+class ArenaTransport : public Transport {
+ public:
+  int rank() const override { return rank_; }
+  int world() const override { return layout_.world; }
+  LaneGeometry geometry(int lane) const override { return layout_.lanes[lane]; }
+  SendChannel& send_channel(int peer, int lane) override { return senders_[index(peer, lane)]; }
+  RecvChannel& recv_channel(int peer, int lane) override { return receivers_[index(peer, lane)]; }
+
+  uint32_t arm() override { return bell(rank_).arm(); }
+  void disarm() override { bell(rank_).disarm(); }
+  void sleep(uint32_t ticket, std::chrono::nanoseconds limit) override {
+    bell(rank_).sleep(ticket, limit);
+  }
+  void wake() override { bell(rank_).ring_always(); }
+
+  void announce(const OpRecord& record) override { line(rank_).record.write(record); }
+  OpRecord announced(int rank) const override { return line(rank).record.read(); }
+  std::string describe(int rank) const override;
+  void fail(const Failure& failure) override;
+  std::optional<Failure> failure() const override { return failure_record().read(); }
+  bool failed() const override { return failure_record().raised(); }
+  void close() override;
+
+ protected:
+  /// Zeroed memory of layout.bytes() at `base` is an arena that nobody uses yet.
+  ArenaTransport(int rank, ArenaLayout layout) : rank_(rank), layout_(std::move(layout)) {}
+
+  /// Builds the channels; the memory has to live until the object is gone.
+  void attach(std::byte* base);
+  /// Waits until every rank has attached or `timeout` ends; the ranks that have not.
+  std::vector<int> wait_for_all(std::chrono::milliseconds timeout);
+
+  RankLine& line(int rank) const;
+  std::byte* base() const { return base_; }
+  const ArenaLayout& layout() const { return layout_; }
+
+ private:
+  size_t index(int peer, int lane) const { return size_t(lane) * layout_.world + peer; }
+  Bell& bell(int rank) const;
+  FailureRecord& failure_record() const;
+
+  int rank_;
+  ArenaLayout layout_;
+  std::byte* base_ = nullptr;
+  std::vector<SlotSender> senders_;
+  std::vector<SlotReceiver> receivers_;
+};
+
+}  // namespace dpcomm
