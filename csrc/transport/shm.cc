@@ -23,6 +23,7 @@
 #include <random>
 #include <sstream>
 #include <thread>
+#include <utility>
 
 #include "base/env.h"
 #include "transport/shared_arena.h"

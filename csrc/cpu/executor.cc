@@ -1,0 +1,312 @@
+#include "cpu/executor.h"
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+
+#include "cpu/float_environment.h"
+
+namespace dpcomm {
+namespace {
+
+constexpr size_t kTileElems = 2048;  // a multiple of every wire format's block; fits the L1 cache
+constexpr size_t kGrainBytes = 64;   // edges of slices fall on cache lines of the tensor's start
+constexpr size_t kMaxAccumulatorBytes = 8;
+constexpr int kMaxSlices = 2;
+
+/// Elements whose slice in `codec` fits a slot, a multiple of `grain`.
+size_t elems_per_slot(const Codec& codec, size_t elem_bytes, size_t slot_bytes, size_t grain) {
+  size_t elems = slot_bytes / std::max<size_t>(elem_bytes / 8, 1) / grain * grain;
+  while (elems > grain && codec.slice_bytes(elems) > slot_bytes) {
+    const size_t fitting = elems * slot_bytes / codec.slice_bytes(elems) / grain * grain;
+    elems = std::max(grain, std::min(fitting, elems - grain));
+  }
+  return elems;
+}
+
+/// How a task falls into slices: one slice a chunk if everything fits one round so, else as many as
+/// the slots allow, up to kMaxSlices.
+Partition partition_of(const Task& task, const Codec& wire, const ScheduleParams& params,
+                       const LaneGeometry& lane, int* slices) {
+  const AlgorithmInfo& algorithm = kAlgorithms[task.algorithm];
+  const size_t grain =
+      std::max(block_elems(task.wire), std::max<size_t>(1, kGrainBytes / size_bytes(task.dtype)));
+  const size_t per_slot = elems_per_slot(wire, size_bytes(task.dtype), lane.slot_bytes, grain);
+  const bool blocked = is_blocked(task.collective);
+  const int chunks = algorithm.chunks(params);
+  ScheduleParams trial = params;
+  for (trial.slices = 1; trial.slices < kMaxSlices; ++trial.slices) {
+    if (Partition(task.count, chunks, trial.slices, per_slot, grain, blocked).rounds() <= 1) break;
+    ScheduleParams more = trial;
+    ++more.slices;
+    if (algorithm.min_slots(more) > lane.slots) break;
+  }
+  *slices = trial.slices;
+  return Partition(task.count, chunks, trial.slices, per_slot, grain, blocked);
+}
+
+}  // namespace
+
+Executor::Executor(Transport& transport, const WaitPolicy& policy,
+                   const std::atomic<bool>& interrupted)
+    : transport_(transport),
+      policy_(policy),
+      interrupted_(interrupted),
+      rank_(transport.rank()),
+      world_(transport.world()),
+      isa_(best_isa()),
+      sum_f32_(sum_f32(isa_)) {
+  for (int lane = 0; lane < channel_lanes(); ++lane) {
+    for (int peer = 0; peer < world_; ++peer) {
+      recv_.push_back(peer == rank_ ? nullptr : &transport.recv_channel(peer, lane));
+      send_.push_back(peer == rank_ ? nullptr : &transport.send_channel(peer, lane));
+    }
+  }
+  messages_.resize(world_);
+  slots_.resize(world_);
+  order_.reserve(world_);
+  sources_.reserve(world_);
+  destinations_.reserve(world_);
+  tile_.resize(kTileElems * kMaxAccumulatorBytes);
+  own_tile_.resize(kTileElems * kMaxAccumulatorBytes);
+  own_slice_.resize(2 * kTileElems * kMaxAccumulatorBytes);
+}
+
+void Executor::run(const Task& task) {
+  const FloatEnvironment environment;
+  task_ = &task;
+  tag_ = fingerprint(task.record);
+  lossy_ = task.wire != WireFormat::kNative;
+  premultiplied_ = task.op == ReduceOp::kPremulSum;
+  elem_bytes_ = size_bytes(task.dtype);
+  tensor_ = &tensor_codec(task.dtype, isa_);
+  wire_ = &wire_codec(task.wire, task.dtype, isa_);
+  accumulator_ =
+      accumulates_in_fp32(task.dtype) ? &tensor_codec(Dtype::kFloat32, isa_) : tensor_;
+  arithmetic_ = &accumulator_ops(task.dtype, isa_);
+
+  ScheduleParams params{rank_, world_, task.root, 1};
+  const AlgorithmInfo& algorithm = kAlgorithms[task.algorithm];
+  partition_ = partition_of(task, *wire_, params, transport_.geometry(algorithm.first_lane),
+                            &params.slices);
+  visit_schedule(task.algorithm, [&]<class Schedule>(std::type_identity<Schedule>) {
+    drive<Schedule>(params);
+  });
+}
+
+template <class Schedule>
+void Executor::drive(const ScheduleParams& params) {
+  struct Lane {
+    std::optional<Schedule> generator;
+    size_t round = 0;
+    Step step;
+    bool over = false;
+
+    void advance(const ScheduleParams& params, int index, size_t rounds) {
+      for (; round < rounds; ++round) {
+        if (!generator) generator.emplace(params, index);
+        if (generator->next(step)) return;
+        generator.reset();
+      }
+      over = true;
+    }
+  };
+  // A barrier has no elements, but its messages are the point of it.
+  const size_t rounds = task_->collective == Collective::kBarrier ? 1 : partition_.rounds();
+  Lane lanes[Schedule::kLanes];
+  int running = 0;
+  for (int i = 0; i < Schedule::kLanes; ++i) {
+    lanes[i].advance(params, i, rounds);
+    running += !lanes[i].over;
+  }
+  Waiter waiter(transport_, policy_);
+  while (running > 0) {
+    bool progressed = false;
+    for (int i = 0; i < Schedule::kLanes; ++i) {
+      while (!lanes[i].over && try_step(lanes[i].step, lanes[i].round)) {
+        progressed = true;
+        lanes[i].advance(params, i, rounds);
+        running -= lanes[i].over;
+      }
+    }
+    if (progressed) {
+      waiter.progressed();
+    } else if (waiter.pause()) {
+      std::vector<const Step*> waiting;
+      for (const Lane& lane : lanes) {
+        if (!lane.over) waiting.push_back(&lane.step);
+      }
+      find_reason(waiting);
+    }
+  }
+  waiter.progressed();
+  wait_ns_ += waiter.waited_ns();
+}
+
+bool Executor::ready(const Step& step) {
+  for (int i = 0; i < step.recv_peers.count(); ++i) {
+    if (!recv_channel(step.recv_peers[i], step.recv_lane).try_peek(messages_[i])) return false;
+  }
+  for (int i = 0; i < step.send_peers.count(); ++i) {
+    slots_[i] = send_channel(step.send_peers[i], step.send_lane).try_acquire();
+    if (slots_[i] == nullptr) return false;
+  }
+  return true;
+}
+
+bool Executor::try_step(const Step& step, size_t round) {
+  if (!ready(step)) return false;
+  const Slice slice = locate(step, round);
+  for (int i = 0; i < step.recv_peers.count(); ++i) {
+    check_message(step.recv_peers[i], messages_[i], slice.wire_bytes);
+  }
+  if (slice.elems > 0) perform(step, slice);
+  for (int i = 0; i < step.send_peers.count(); ++i) {
+    send_channel(step.send_peers[i], step.send_lane)
+        .publish(static_cast<uint32_t>(slice.wire_bytes), tag_);
+    wire_bytes_ += slice.wire_bytes;
+  }
+  for (int i = 0; i < step.recv_peers.count(); ++i) {
+    recv_channel(step.recv_peers[i], step.recv_lane).release();
+  }
+  return true;
+}
+
+Executor::Slice Executor::locate(const Step& step, size_t round) const {
+  const Range range = partition_.slice(round, step.chunk, step.slice);
+  const size_t in_block = range.first * elem_bytes_;
+  const size_t in_tensor = (step.chunk * task_->count + range.first) * elem_bytes_;
+  Slice slice;
+  slice.elems = range.count;
+  slice.wire_bytes = wire_->slice_bytes(range.count);
+  const bool gather = task_->collective == Collective::kAllGather;
+  const bool scatter = task_->collective == Collective::kReduceScatter;
+  if (task_->input != nullptr) slice.own = task_->input + (scatter ? in_tensor : in_block);
+  if (task_->output != nullptr) slice.output = task_->output + (gather ? in_tensor : in_block);
+  return slice;
+}
+
+void Executor::perform(const Step& step, const Slice& slice) {
+  if (!step.has(kRecv)) {
+    send_own(step, slice);
+  } else if (step.has(kReduce)) {
+    reduce(step, slice);
+  } else {
+    receive(step, slice);
+  }
+}
+
+void Executor::send_own(const Step& step, const Slice& slice) {
+  const size_t bytes = slice.elems * elem_bytes_;
+  if (step.has(kCopy) && slice.output != slice.own) std::memcpy(slice.output, slice.own, bytes);
+  if (!step.has(kSend)) return;
+  if (!lossy_ && !(premultiplied_ && reduces(task_->collective))) {
+    std::memcpy(slots_[0], slice.own, bytes);
+  } else {
+    for (size_t first = 0; first < slice.elems; first += kTileElems) {
+      const size_t n = std::min(kTileElems, slice.elems - first);
+      tensor_->load(tile_.data(), slice.own, slice.elems, first, n);
+      if (premultiplied_) arithmetic_->premultiply(tile_.data(), task_->factor, n);
+      wire_->store(slots_[0], slice.elems, first, tile_.data(), n, false);
+    }
+  }
+  copy_to_other_slots(step, slice.wire_bytes);
+}
+
+void Executor::receive(const Step& step, const Slice& slice) {
+  const std::byte* data = messages_[0].data;
+  if (step.has(kSend)) {  // verbatim, so that every rank decodes the same bytes
+    std::memcpy(slots_[0], data, slice.wire_bytes);
+    copy_to_other_slots(step, slice.wire_bytes);
+  }
+  if (!step.has(kCopy)) return;
+  if (!lossy_) {
+    std::memcpy(slice.output, data, slice.elems * elem_bytes_);
+    return;
+  }
+  for (size_t first = 0; first < slice.elems; first += kTileElems) {
+    const size_t n = std::min(kTileElems, slice.elems - first);
+    wire_->load(tile_.data(), data, slice.elems, first, n);
+    tensor_->store(slice.output, slice.elems, first, tile_.data(), n, false);
+  }
+}
+
+void Executor::order_contributions(const Step& step) {
+  order_.assign(1, -1);
+  const auto rank_at = [&](int position) {
+    return position < 0 ? rank_ : step.recv_peers[position];
+  };
+  for (int i = 0; i < step.recv_peers.count(); ++i) order_.push_back(i);
+  std::sort(order_.begin(), order_.end(),
+            [&](int a, int b) { return rank_at(a) < rank_at(b); });
+}
+
+void Executor::reduce(const Step& step, const Slice& slice) {
+  order_contributions(step);
+  if (task_->dtype == Dtype::kFloat32 && !lossy_ && !premultiplied_ &&
+      combiner(task_->op) == ReduceOp::kSum) {
+    sum_contributions(step, slice);
+    return;
+  }
+  for (size_t first = 0; first < slice.elems; first += kTileElems) {
+    reduce_tile(step, slice, first, std::min(kTileElems, slice.elems - first));
+  }
+  if (step.has(kSend)) copy_to_other_slots(step, slice.wire_bytes);
+}
+
+/// fp32 on the native wire: one pass over memory.
+void Executor::sum_contributions(const Step& step, const Slice& slice) {
+  sources_.clear();
+  destinations_.clear();
+  for (int position : order_) {
+    const std::byte* source = position < 0 ? slice.own : messages_[position].data;
+    sources_.push_back(reinterpret_cast<const float*>(source));
+  }
+  if (step.has(kCopy)) destinations_.push_back(reinterpret_cast<float*>(slice.output));
+  for (int i = 0; i < step.send_peers.count(); ++i) {
+    destinations_.push_back(reinterpret_cast<float*>(slots_[i]));
+  }
+  const bool divide = step.has(kCopy) && task_->op == ReduceOp::kAvg;
+  sum_f32_(destinations_.data(), static_cast<int>(destinations_.size()), sources_.data(),
+           static_cast<int>(sources_.size()), divide ? world_ : 1, slice.elems);
+}
+
+/// The own elements [first, first + n) as they enter a reduction, as an accumulator; or null if they
+/// can be read from the tensor as they are.
+const std::byte* Executor::own_contribution(const Step& step, const Slice& slice, size_t first,
+                                            size_t n) {
+  const bool as_sent = step.own_as_sent && lossy_;
+  if (!premultiplied_ && !as_sent) return nullptr;
+  tensor_->load(own_tile_.data(), slice.own, slice.elems, first, n);
+  if (premultiplied_) arithmetic_->premultiply(own_tile_.data(), task_->factor, n);
+  if (as_sent) wire_->store(own_slice_.data(), n, 0, own_tile_.data(), n, true);
+  return own_tile_.data();
+}
+
+void Executor::reduce_tile(const Step& step, const Slice& slice, size_t first, size_t n) {
+  const auto combine = static_cast<int>(combiner(task_->op));
+  std::byte* sum = tile_.data();
+  bool started = false;
+  const auto add = [&](const Codec& codec, const std::byte* base, size_t total, size_t from) {
+    (started ? codec.combine[combine] : codec.load)(sum, base, total, from, n);
+    started = true;
+  };
+  for (int position : order_) {
+    if (position >= 0) {
+      add(*wire_, messages_[position].data, slice.elems, first);
+    } else if (const std::byte* own = own_contribution(step, slice, first, n)) {
+      add(*accumulator_, own, n, 0);
+    } else {
+      add(*tensor_, slice.own, slice.elems, first);
+    }
+  }
+  if (step.has(kCopy) && task_->op == ReduceOp::kAvg) arithmetic_->divide(sum, world_, n);
+  if (step.has(kSend)) wire_->store(slots_[0], slice.elems, first, sum, n, step.has(kCopy));
+  if (step.has(kCopy)) tensor_->store(slice.output, slice.elems, first, sum, n, false);
+}
+
+void Executor::copy_to_other_slots(const Step& step, size_t bytes) {
+  for (int i = 1; i < step.send_peers.count(); ++i) std::memcpy(slots_[i], slots_[0], bytes);
+}
+
+}  // namespace dpcomm
