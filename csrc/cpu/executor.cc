@@ -15,8 +15,8 @@ constexpr size_t kMaxAccumulatorBytes = 8;
 constexpr int kMaxSlices = 2;
 
 /// Elements whose slice in `codec` fits a slot, a multiple of `grain`.
-size_t elems_per_slot(const Codec& codec, size_t elem_bytes, size_t slot_bytes, size_t grain) {
-  size_t elems = slot_bytes / std::max<size_t>(elem_bytes / 8, 1) / grain * grain;
+size_t elems_per_slot(const Codec& codec, size_t slot_bytes, size_t grain) {
+  size_t elems = slot_bytes / grain * grain;  // no format takes less than a byte an element
   while (elems > grain && codec.slice_bytes(elems) > slot_bytes) {
     const size_t fitting = elems * slot_bytes / codec.slice_bytes(elems) / grain * grain;
     elems = std::max(grain, std::min(fitting, elems - grain));
@@ -31,7 +31,7 @@ Partition partition_of(const Task& task, const Codec& wire, const ScheduleParams
   const AlgorithmInfo& algorithm = kAlgorithms[task.algorithm];
   const size_t grain =
       std::max(block_elems(task.wire), std::max<size_t>(1, kGrainBytes / size_bytes(task.dtype)));
-  const size_t per_slot = elems_per_slot(wire, size_bytes(task.dtype), lane.slot_bytes, grain);
+  const size_t per_slot = elems_per_slot(wire, lane.slot_bytes, grain);
   const bool blocked = is_blocked(task.collective);
   const int chunks = algorithm.chunks(params);
   ScheduleParams trial = params;
@@ -131,7 +131,7 @@ void Executor::drive(const ScheduleParams& params) {
     }
     if (progressed) {
       waiter.progressed();
-    } else if (waiter.pause()) {
+    } else if (waiter.pause() || interrupted_.load()) {
       std::vector<const Step*> waiting;
       for (const Lane& lane : lanes) {
         if (!lane.over) waiting.push_back(&lane.step);

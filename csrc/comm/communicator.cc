@@ -1,0 +1,395 @@
+#include "comm/communicator.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <thread>
+
+#include "base/env.h"
+#include "base/log.h"
+#include "comm/tuner.h"
+#include "cpu/executor.h"
+#include "transport/transport.h"
+
+namespace dpcomm {
+namespace {
+
+/// Counts up in the child of every fork; a communicator belongs to the process that made it.
+std::atomic<uint32_t> fork_generation{0};
+
+uint32_t current_generation() {
+  static const bool registered = [] {
+    pthread_atfork(nullptr, nullptr, [] { fork_generation.fetch_add(1); });
+    return true;
+  }();
+  (void)registered;
+  return fork_generation.load();
+}
+
+WireFormat wire_by_name(const std::string& value, const char* variable) {
+  std::string known;
+  for (int i = 0; i < kWireFormats; ++i) {
+    const auto wire = static_cast<WireFormat>(i);
+    if (value == name(wire)) return wire;
+    known += str(known.empty() ? "" : ", ", name(wire));
+  }
+  throw usage_error(variable, "=", value, " is not a wire format; there are ", known);
+}
+
+bool overlap(const std::byte* a, size_t a_bytes, const std::byte* b, size_t b_bytes) {
+  return a != nullptr && b != nullptr && a < b + b_bytes && b < a + a_bytes;
+}
+
+}  // namespace
+
+CommunicatorOptions CommunicatorOptions::from_environment() {
+  CommunicatorOptions options;
+  options.wire = wire_by_name(environment(Variable::WIRE), "DPCOMM_WIRE");
+  const std::string links = environment(Variable::WIRE_LINKS);
+  if (links != "network" && links != "all") {
+    throw usage_error("DPCOMM_WIRE_LINKS=", links, " is neither network nor all");
+  }
+  options.wire_on_all_links = links == "all";
+  options.algorithm = environment(Variable::ALGO);
+  check_algorithm(options.algorithm);
+  options.transport = environment(Variable::TRANSPORT);
+  const double seconds = environment_number(Variable::TIMEOUT, 600);
+  options.timeout = std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
+  return options;
+}
+
+/// Shared with the progress thread, which may outlive the communicator if that is closed from a
+/// callback of its own.
+struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
+  Impl(std::unique_ptr<Transport> made, const CommunicatorOptions& chosen)
+      : transport(std::move(made)),
+        options(chosen),
+        executor(*transport, WaitPolicy::choose(transport->world()), closing),
+        timeout_ms(chosen.timeout.count()),
+        generation(current_generation()) {
+    check_algorithm(options.algorithm);
+  }
+
+  /// One operation on its way; lives in the queue, or on the stack of a caller that waits for it.
+  struct Item {
+    Operation operation;
+    Choice choice;
+    std::shared_ptr<Work> work;
+  };
+
+  void check_owner() const {
+    if (generation == current_generation()) return;
+    throw usage_error("this communicator was made before a fork; a forked process cannot use it");
+  }
+
+  Choice check(const Operation& operation) const;
+  void execute(const Operation& operation, const Choice& choice);
+  void run_alone(const Operation& operation) const;
+  void progress();
+  void start_thread();
+  std::exception_ptr perform(const Operation& operation, const Choice& choice);
+
+  std::unique_ptr<Transport> transport;
+  const CommunicatorOptions options;
+  std::atomic<bool> closing{false};
+  Executor executor;
+  std::atomic<int64_t> timeout_ms;
+  const uint32_t generation;
+
+  std::mutex mutex;                 // guards what follows
+  std::condition_variable changed;  // the queue has grown, or nothing runs any more
+  std::deque<Item> queue;
+  bool busy = false;                // an operation runs, in whatever thread
+  bool closed = false;
+  std::thread thread;               // runs what submit() was given; started by the first one
+
+  // Of the thread that runs an operation.
+  OpRecord last;
+  std::atomic<uint64_t> operations{0}, bytes{0}, wire_bytes{0}, wait_ns{0};
+};
+
+Choice Communicator::Impl::check(const Operation& operation) const {
+  const int world = transport->world();
+  const bool has_op = reduces(operation.collective);
+  const bool rooted = operation.collective == Collective::kBroadcast ||
+                      operation.collective == Collective::kReduce;
+  if (has_op && !is_supported(operation.op, operation.dtype)) {
+    throw usage_error(name(operation.collective), ": operator ", name(operation.op),
+                      " is not defined for ", name(operation.dtype));
+  }
+  if (rooted && (operation.root < 0 || operation.root >= world)) {
+    throw usage_error(name(operation.collective), ": root ", operation.root,
+                      " is not a rank of 0..", world - 1);
+  }
+  const size_t elem = size_bytes(operation.dtype);
+  if (operation.count > SIZE_MAX / elem / world) {
+    throw usage_error(name(operation.collective), ": ", operation.count,
+                      " elements are more than memory can hold");
+  }
+  const bool root_only = rooted && operation.root == transport->rank();
+  const bool needs_input = operation.collective != Collective::kBroadcast || root_only;
+  const bool needs_output = operation.collective != Collective::kReduce || root_only;
+  if (operation.count > 0 && operation.collective != Collective::kBarrier &&
+      ((needs_input && operation.input == nullptr) ||
+       (needs_output && operation.output == nullptr))) {
+    throw usage_error(name(operation.collective), ": a null buffer for ", operation.count,
+                      " elements");
+  }
+  const auto* input = static_cast<const std::byte*>(operation.input);
+  const auto* output = static_cast<const std::byte*>(operation.output);
+  const size_t block = operation.count * elem;
+  const bool gather = operation.collective == Collective::kAllGather;
+  const bool scatter = operation.collective == Collective::kReduceScatter;
+  const size_t own = transport->rank() * block;
+  const bool in_place = gather    ? output + own == input
+                        : scatter ? input + own == output
+                                  : input == output;
+  if (needs_input && needs_output && !in_place &&
+      overlap(input, scatter ? block * world : block, output, gather ? block * world : block)) {
+    throw usage_error(name(operation.collective), ": input and output overlap in part");
+  }
+  return choose(operation, options, world);
+}
+
+/// A world of one: what is left of an operation.
+void Communicator::Impl::run_alone(const Operation& operation) const {
+  const size_t elem = size_bytes(operation.dtype);
+  const size_t total = operation.count * elem;
+  const auto* input = static_cast<const std::byte*>(operation.input);
+  auto* output = static_cast<std::byte*>(operation.output);
+  if (total == 0 || output == nullptr) return;
+  if (reduces(operation.collective) && operation.op == ReduceOp::kPremulSum) {
+    const Isa isa = best_isa();
+    const Codec& codec = tensor_codec(operation.dtype, isa);
+    std::vector<double> tile(1024);
+    for (size_t first = 0; first < operation.count; first += tile.size()) {
+      const size_t n = std::min(tile.size(), operation.count - first);
+      codec.load(tile.data(), input, operation.count, first, n);
+      accumulator_ops(operation.dtype, isa).premultiply(tile.data(), operation.factor, n);
+      codec.store(output, operation.count, first, tile.data(), n, false);
+    }
+  } else if (input != nullptr && input != output) {
+    std::memcpy(output, input, total);
+  }
+}
+
+void Communicator::Impl::execute(const Operation& operation, const Choice& choice) {
+  if (const auto failure = transport->failure()) throw Error(failure->kind, failure->message);
+  if (closing.load()) throw peer_error("the communicator is closed");
+  const bool barrier = operation.collective == Collective::kBarrier;
+  OpRecord& record = last;
+  ++record.sequence;
+  record.count = barrier ? 0 : operation.count;
+  record.factor = operation.op == ReduceOp::kPremulSum ? operation.factor : 0;
+  record.root = operation.root;
+  record.collective = static_cast<uint8_t>(operation.collective);
+  record.dtype = static_cast<uint8_t>(operation.dtype);
+  record.op = static_cast<uint8_t>(operation.op);
+  record.wire = static_cast<uint8_t>(choice.wire);
+  record.algorithm = static_cast<uint8_t>(choice.algorithm);
+  transport->announce(record);
+  if (log_enabled(LogLevel::kTrace)) log_line(LogLevel::kTrace, describe(record));
+  if (transport->world() == 1) {
+    run_alone(operation);
+  } else {
+    Task task;
+    task.record = record;
+    task.input = static_cast<const std::byte*>(operation.input);
+    task.output = static_cast<std::byte*>(operation.output);
+    task.collective = operation.collective;
+    task.count = record.count;
+    task.dtype = operation.dtype;
+    task.op = operation.op;
+    task.factor = operation.factor;
+    task.root = operation.root;
+    task.wire = choice.wire;
+    task.algorithm = choice.algorithm;
+    const int64_t limit =
+        operation.timeout.count() > 0 ? operation.timeout.count() : timeout_ms.load();
+    task.deadline = Clock::now() + std::chrono::milliseconds(limit);
+    executor.run(task);
+  }
+  record.finished = record.sequence;
+  transport->announce(record);
+  operations.fetch_add(1);
+  bytes.fetch_add(record.count * size_bytes(operation.dtype));
+  wire_bytes.store(executor.wire_bytes());
+  wait_ns.store(executor.wait_ns());
+}
+
+/// Runs an operation; an error makes the communicator unusable on all ranks, with one text.
+std::exception_ptr Communicator::Impl::perform(const Operation& operation, const Choice& choice) {
+  Failure failure;
+  try {
+    execute(operation, choice);
+    return nullptr;
+  } catch (const Error& error) {
+    failure = Failure{error.kind(), error.what()};
+  } catch (const std::exception& error) {
+    failure = Failure{ErrorKind::kInternal, error.what()};
+  }
+  if (!closing.load()) {
+    transport->fail(failure);
+    failure = transport->failure().value_or(failure);
+  }
+  return std::make_exception_ptr(Error(failure.kind, failure.message));
+}
+
+void Communicator::Impl::progress() {
+  std::unique_lock lock(mutex);
+  for (;;) {
+    changed.wait(lock, [this] { return !busy && (closed || !queue.empty()); });
+    if (queue.empty()) return;
+    Item item = std::move(queue.front());
+    queue.pop_front();
+    busy = true;
+    lock.unlock();
+    const std::exception_ptr error = perform(item.operation, item.choice);
+    lock.lock();
+    busy = false;
+    changed.notify_all();
+    lock.unlock();
+    item.work->complete(error);
+    item.work.reset();  // what the callbacks hold is released before the next operation
+    lock.lock();
+  }
+}
+
+void Communicator::Impl::start_thread() {
+  if (thread.joinable()) return;
+  thread = std::thread([self = shared_from_this()] {
+    pthread_setname_np(pthread_self(), "dpcomm");
+    self->progress();
+  });
+}
+
+Communicator::Communicator(std::unique_ptr<Transport> transport, const CommunicatorOptions& options)
+    : impl_(std::make_shared<Impl>(std::move(transport), options)) {}
+
+std::shared_ptr<Communicator> Communicator::create(int rank, int world, Bootstrap& bootstrap,
+                                                   const CommunicatorOptions& options) {
+  if (world < 1 || rank < 0 || rank >= world) {
+    throw usage_error("rank ", rank, " of ", world, " ranks makes no sense");
+  }
+  check_algorithm(options.algorithm);
+  TransportConfig config;
+  config.rank = rank;
+  config.world = world;
+  config.lanes = channel_lanes();
+  config.slot_bytes = static_cast<size_t>(environment_number(Variable::SLOT_BYTES, 0));
+  config.name = options.name;
+  config.timeout = options.timeout;
+  config.bootstrap = &bootstrap;
+  auto transport = make_transport(options.transport, config);
+  if (rank == 0 && log_enabled(LogLevel::kInfo)) {
+    log_line(LogLevel::kInfo,
+             str("group '", options.name, "': ", world, " ranks, transport ", options.transport,
+                 ", slots of ", transport->geometry(0).slot_bytes, " bytes, algorithm ",
+                 options.algorithm, ", wire ", name(options.wire),
+                 options.wire_on_all_links ? " on all links" : " between hosts", ", kernels ",
+                 name(best_isa())));
+  }
+  return std::make_shared<Communicator>(std::move(transport), options);
+}
+
+Communicator::~Communicator() {
+  if (impl_->generation != current_generation()) {
+    // A forked child: the thread does not exist here and the memory is not mapped.
+    new std::shared_ptr<Impl>(std::move(impl_));  // never destroyed
+    return;
+  }
+  close();
+}
+
+int Communicator::rank() const { return impl_->transport->rank(); }
+int Communicator::world() const { return impl_->transport->world(); }
+const CommunicatorOptions& Communicator::options() const { return impl_->options; }
+
+void Communicator::run(const Operation& operation) {
+  Impl& impl = *impl_;
+  impl.check_owner();
+  const Choice choice = impl.check(operation);
+  std::unique_lock lock(impl.mutex);
+  if (impl.closed) throw usage_error("the communicator is closed");
+  if (impl.busy || !impl.queue.empty()) {
+    lock.unlock();
+    submit(operation)->wait();
+    return;
+  }
+  impl.busy = true;
+  lock.unlock();
+  const std::exception_ptr error = impl.perform(operation, choice);
+  lock.lock();
+  impl.busy = false;
+  if (impl.closed || !impl.queue.empty()) impl.changed.notify_all();
+  lock.unlock();
+  if (error) std::rethrow_exception(error);
+}
+
+std::shared_ptr<Work> Communicator::submit(const Operation& operation) {
+  Impl& impl = *impl_;
+  impl.check_owner();
+  auto work = std::make_shared<Work>();
+  Impl::Item item{operation, impl.check(operation), work};
+  std::lock_guard lock(impl.mutex);
+  if (impl.closed) throw usage_error("the communicator is closed");
+  impl.start_thread();
+  impl.queue.push_back(std::move(item));
+  impl.changed.notify_all();
+  return work;
+}
+
+std::pair<std::string, WireFormat> Communicator::choice(const Operation& operation) const {
+  const Choice choice = impl_->check(operation);
+  return {kAlgorithms[choice.algorithm].name, choice.wire};
+}
+
+CommunicatorStats Communicator::stats() const {
+  return CommunicatorStats{impl_->operations.load(), impl_->bytes.load(), impl_->wire_bytes.load(),
+                           impl_->wait_ns.load()};
+}
+
+void Communicator::set_timeout(std::chrono::milliseconds timeout) {
+  impl_->timeout_ms.store(timeout.count());
+}
+
+void Communicator::abort(const std::string& message) {
+  if (impl_->generation != current_generation()) return;
+  impl_->transport->fail(Failure{ErrorKind::kPeer, message});
+}
+
+void Communicator::close() {
+  Impl& impl = *impl_;
+  if (impl.generation != current_generation()) return;
+  std::deque<Impl::Item> abandoned;
+  {
+    std::lock_guard lock(impl.mutex);
+    if (impl.closed) return;
+    impl.closed = true;
+    abandoned.swap(impl.queue);
+    impl.changed.notify_all();
+  }
+  impl.closing.store(true);
+  impl.transport->wake();
+  for (const auto& item : abandoned) {
+    item.work->complete(std::make_exception_ptr(
+        peer_error(name(item.operation.collective), ": the communicator was closed before it ran")));
+  }
+  if (impl.thread.joinable()) {
+    if (impl.thread.get_id() == std::this_thread::get_id()) {
+      impl.thread.detach();
+    } else {
+      impl.thread.join();
+    }
+  }
+  std::unique_lock lock(impl.mutex);
+  impl.changed.wait(lock, [&] { return !impl.busy; });  // a run() in another thread sees `closing`
+  impl.transport->close();
+}
+
+}  // namespace dpcomm
