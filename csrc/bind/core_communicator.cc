@@ -1,7 +1,277 @@
+// Communicator for Python: arrays in, collectives out.
+#include "comm/communicator.h"
+
+#include <pybind11/stl.h>
+
+#include <map>
+
+#include "base/env.h"
+#include "base/error.h"
+#include "bind/core_array.h"
 #include "bind/core_bindings.h"
+#include "transport/transport.h"
+
+namespace py = pybind11;
 
 namespace dpcomm {
+namespace {
 
-void bind_communicator(pybind11::module_&) {}
+using std::chrono::milliseconds;
+
+/// A store written in Python: set(key: str, value: bytes) and get(key: str, timeout_s: float) ->
+/// bytes or None.
+class PythonBootstrap final : public Bootstrap {
+ public:
+  explicit PythonBootstrap(py::object store) : store_(std::move(store)) {}
+
+  void set(const std::string& key, const std::string& value) override {
+    py::gil_scoped_acquire gil;
+    store_.attr("set")(key, py::bytes(value));
+  }
+  bool get(const std::string& key, milliseconds timeout, std::string& value) override {
+    py::gil_scoped_acquire gil;
+    const py::object found = store_.attr("get")(key, timeout.count() / 1000.0);
+    if (found.is_none()) return false;
+    value = found.cast<std::string>();
+    return true;
+  }
+
+ private:
+  py::object store_;
+};
+
+WireFormat wire_by_name(const std::string& text) {
+  std::string known;
+  for (int i = 0; i < kWireFormats; ++i) {
+    const auto wire = static_cast<WireFormat>(i);
+    if (text == name(wire)) return wire;
+    known += str(known.empty() ? "" : ", ", name(wire));
+  }
+  throw usage_error("wire '", text, "' is not known; there are ", known);
+}
+
+ReduceOp op_by_name(const std::string& text) {
+  std::string known;
+  for (int i = 0; i < kReduceOps; ++i) {
+    const auto op = static_cast<ReduceOp>(i);
+    if (text == name(op)) return op;
+    known += str(known.empty() ? "" : ", ", name(op));
+  }
+  throw usage_error("op '", text, "' is not known; there are ", known);
+}
+
+milliseconds seconds(const std::optional<double>& timeout) {
+  if (!timeout) return milliseconds(0);
+  if (!(*timeout > 0)) throw usage_error("timeout has to be positive, in seconds");
+  return milliseconds(std::max<int64_t>(1, static_cast<int64_t>(*timeout * 1000)));
+}
+
+/// A work handle that keeps the arrays of its operation.
+class PyWork {
+ public:
+  PyWork(std::shared_ptr<Communicator> communicator, std::shared_ptr<Work> work,
+         std::unique_ptr<ArrayView> input, std::unique_ptr<ArrayView> output, py::object result)
+      : communicator_(std::move(communicator)),
+        work_(std::move(work)),
+        input_(std::move(input)),
+        output_(std::move(output)),
+        result_(std::move(result)) {}
+
+  ~PyWork() {
+    if (work_->done()) return;
+    py::gil_scoped_release release;  // the memory must not go before the operation is over
+    try {
+      work_->wait();
+    } catch (const std::exception&) {
+    }
+  }
+
+  bool done() const { return work_->done(); }
+
+  py::object wait(const std::optional<double>& timeout) {
+    const milliseconds limit = seconds(timeout);
+    {
+      py::gil_scoped_release release;
+      work_->wait(limit);
+    }
+    return result_;
+  }
+
+ private:
+  std::shared_ptr<Communicator> communicator_;
+  std::shared_ptr<Work> work_;
+  std::unique_ptr<ArrayView> input_, output_;
+  py::object result_;
+};
+
+struct Settings {
+  std::optional<std::string> wire;
+  std::optional<std::string> algorithm;
+  std::optional<double> timeout;
+  bool async_op = false;
+};
+
+class PyCommunicator {
+ public:
+  PyCommunicator(int rank, int world, py::object store, const CommunicatorOptions& options) {
+    PythonBootstrap bootstrap(std::move(store));
+    py::gil_scoped_release release;
+    communicator_ = Communicator::create(rank, world, bootstrap, options);
+  }
+
+  int rank() const { return communicator_->rank(); }
+  int world() const { return communicator_->world(); }
+  Communicator& get() { return *communicator_; }
+
+  /// Runs or submits `collective` over the arrays; `result` is what the caller gets back.
+  py::object run(Collective collective, py::object input, py::object output, const std::string& op,
+                 double factor, int root, const Settings& settings) {
+    auto in = input.is_none() ? nullptr : std::make_unique<ArrayView>(input, false);
+    auto out = output.is_none() ? nullptr : std::make_unique<ArrayView>(output, true);
+    Operation operation;
+    operation.collective = collective;
+    operation.op = op_by_name(op);
+    operation.factor = factor;
+    operation.root = root;
+    operation.timeout = seconds(settings.timeout);
+    if (settings.wire) operation.wire = wire_by_name(*settings.wire);
+    if (settings.algorithm) operation.algorithm = *settings.algorithm;
+    describe_buffers(operation, in.get(), out.get());
+    const py::object result = output.is_none() ? input : output;
+    if (settings.async_op) {
+      auto work = communicator_->submit(operation);
+      return py::cast(std::make_unique<PyWork>(communicator_, std::move(work), std::move(in),
+                                               std::move(out), result));
+    }
+    {
+      py::gil_scoped_release release;
+      communicator_->run(operation);
+    }
+    return result;
+  }
+
+  void barrier(const std::optional<double>& timeout) {
+    Operation operation;
+    operation.collective = Collective::kBarrier;
+    operation.timeout = seconds(timeout);
+    py::gil_scoped_release release;
+    communicator_->run(operation);
+  }
+
+  void close() {
+    py::gil_scoped_release release;
+    communicator_->close();
+  }
+
+ private:
+  void describe_buffers(Operation& operation, const ArrayView* in, const ArrayView* out) const {
+    const ArrayView& any = in != nullptr ? *in : *out;
+    operation.dtype = any.dtype();
+    operation.input = in != nullptr ? in->data() : nullptr;
+    operation.output = out != nullptr ? out->data() : nullptr;
+    operation.count = any.count();
+    const size_t world = communicator_->world();
+    size_t expected_in = any.count(), expected_out = any.count();
+    if (operation.collective == Collective::kAllGather) expected_out = in->count() * world;
+    if (operation.collective == Collective::kReduceScatter) {
+      expected_in = out->count() * world;
+      expected_out = operation.count = out->count();
+    }
+    if (in == nullptr || out == nullptr) return;
+    if (in->dtype() != out->dtype()) {
+      throw usage_error(name(operation.collective), ": input is ", name(in->dtype()),
+                        ", output is ", name(out->dtype()));
+    }
+    if (in->count() != expected_in || out->count() != expected_out) {
+      throw usage_error(name(operation.collective), " over ", world, " ranks: input has ",
+                        in->count(), " elements and output ", out->count());
+    }
+  }
+
+  std::shared_ptr<Communicator> communicator_;
+};
+
+py::dict stats(PyCommunicator& self) {
+  const CommunicatorStats stats = self.get().stats();
+  py::dict result;
+  result["operations"] = stats.operations;
+  result["bytes"] = stats.bytes;
+  result["wire_bytes"] = stats.wire_bytes;
+  result["wait_ns"] = stats.wait_ns;
+  return result;
+}
+
+std::unique_ptr<PyCommunicator> make(int rank, int world, py::object store, const std::string& name,
+                                     const std::optional<std::string>& wire,
+                                     const std::optional<std::string>& algorithm,
+                                     const std::optional<std::string>& wire_links,
+                                     const std::optional<std::string>& transport,
+                                     const std::optional<double>& timeout) {
+  CommunicatorOptions options = CommunicatorOptions::from_environment();
+  options.name = name;
+  if (wire) options.wire = wire_by_name(*wire);
+  if (algorithm) options.algorithm = *algorithm;
+  if (wire_links) {
+    if (*wire_links != "network" && *wire_links != "all") {
+      throw usage_error("wire_links '", *wire_links, "' is neither network nor all");
+    }
+    options.wire_on_all_links = *wire_links == "all";
+  }
+  if (transport) options.transport = *transport;
+  if (timeout) options.timeout = seconds(timeout);
+  return std::make_unique<PyCommunicator>(rank, world, std::move(store), options);
+}
+
+py::list environment_list() {
+  py::list list;
+  for (const VariableInfo& variable : environment_table()) {
+    list.append(py::make_tuple(variable.name, variable.fallback, variable.help));
+  }
+  return list;
+}
+
+}  // namespace
+
+void bind_communicator(py::module_& module) {
+  py::class_<PyWork>(module, "Work", "The handle of an asynchronous collective.")
+      .def("done", &PyWork::done)
+      .def("wait", &PyWork::wait, py::arg("timeout") = py::none());
+
+  py::class_<Settings>(module, "Settings", "What one call may choose for itself.")
+      .def(py::init([](std::optional<std::string> wire, std::optional<std::string> algorithm,
+                       std::optional<double> timeout, bool async_op) {
+             return Settings{std::move(wire), std::move(algorithm), timeout, async_op};
+           }),
+           py::arg("wire") = py::none(), py::arg("algorithm") = py::none(),
+           py::arg("timeout") = py::none(), py::arg("async_op") = false);
+
+  const auto collective = [](Collective which) {
+    return [which](PyCommunicator& self, py::object input, py::object output, const std::string& op,
+                   double factor, int root, const Settings& settings) {
+      return self.run(which, std::move(input), std::move(output), op, factor, root, settings);
+    };
+  };
+  py::class_<PyCommunicator> communicator(module, "Communicator");
+  communicator
+      .def(py::init(&make), py::arg("rank"), py::arg("world_size"), py::arg("store"),
+           py::arg("name"), py::arg("wire") = py::none(), py::arg("algorithm") = py::none(),
+           py::arg("wire_links") = py::none(), py::arg("transport") = py::none(),
+           py::arg("timeout") = py::none())
+      .def_property_readonly("rank", &PyCommunicator::rank)
+      .def_property_readonly("world_size", &PyCommunicator::world)
+      .def("barrier", &PyCommunicator::barrier, py::arg("timeout") = py::none())
+      .def("stats", &stats)
+      .def("abort", [](PyCommunicator& self, const std::string& text) { self.get().abort(text); })
+      .def("close", &PyCommunicator::close);
+  for (const Collective which : {Collective::kAllReduce, Collective::kBroadcast, Collective::kReduce,
+                                 Collective::kAllGather, Collective::kReduceScatter}) {
+    communicator.def(name(which), collective(which), py::arg("input"), py::arg("output"),
+                     py::arg("op") = "sum", py::arg("factor") = 1.0, py::arg("root") = 0,
+                     py::arg("settings") = Settings());
+  }
+  module.def("environment", &environment_list,
+             "Every DPCOMM_* variable as (name, default, help).");
+  module.def("transports", &transport_names);
+}
 
 }  // namespace dpcomm
