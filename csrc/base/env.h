@@ -14,7 +14,7 @@ enum class Variable {
 };
 
 struct VariableInfo {
-  const char* name;      ///< with the prefix DPCOMM_
+  const char* name;  ///< with the prefix DPCOMM_
   const char* fallback;
   const char* help;
 };

@@ -9,11 +9,11 @@ namespace dpcomm {
 
 enum class ReduceOp : uint8_t {
   kSum,
-  kAvg,         ///< sum, then divided by world_size in the accumulation type
-  kPremulSum,   ///< each contribution times a factor (rounded to the tensor's dtype), then summed
+  kAvg,        ///< sum, then divided by world_size in the accumulation type
+  kPremulSum,  ///< each contribution times a factor (rounded to the tensor's dtype), then summed
   kProduct,
-  kMin,         ///< NaN propagates
-  kMax,         ///< NaN propagates
+  kMin,  ///< NaN propagates
+  kMax,  ///< NaN propagates
   kBand,
   kBor,
   kBxor,

@@ -77,7 +77,8 @@ Dtype from_format(const char* format, size_t bytes) {
 }
 
 Dtype from_dl(const DLDataType& type) {
-  const std::string what = str("with DLPack code ", int(type.code), " of ", int(type.bits), " bits");
+  const std::string what =
+      str("with DLPack code ", int(type.code), " of ", int(type.bits), " bits");
   if (type.lanes == 1) {
     if (type.code == kDLBfloat && type.bits == 16) return Dtype::kBFloat16;
     if (type.code == kDLBool && type.bits == 8) return Dtype::kBool;
@@ -156,8 +157,7 @@ bool ArrayView::from_dlpack(py::handle array) {
     throw usage_error("the array lies on another device than the CPU");
   }
   const py::object capsule = array.attr("__dlpack__")();
-  auto* managed =
-      static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+  auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
   if (managed == nullptr) throw py::error_already_set();
   PyCapsule_SetName(capsule.ptr(), "used_dltensor");
   managed_ = managed;

@@ -1,6 +1,4 @@
 // Communicator for Python: arrays in, collectives out.
-#include "comm/communicator.h"
-
 #include <pybind11/stl.h>
 
 #include <map>
@@ -9,6 +7,7 @@
 #include "base/error.h"
 #include "bind/core_array.h"
 #include "bind/core_bindings.h"
+#include "comm/communicator.h"
 #include "transport/transport.h"
 
 namespace py = pybind11;
@@ -263,14 +262,14 @@ void bind_communicator(py::module_& module) {
       .def("stats", &stats)
       .def("abort", [](PyCommunicator& self, const std::string& text) { self.get().abort(text); })
       .def("close", &PyCommunicator::close);
-  for (const Collective which : {Collective::kAllReduce, Collective::kBroadcast, Collective::kReduce,
-                                 Collective::kAllGather, Collective::kReduceScatter}) {
+  for (const Collective which :
+       {Collective::kAllReduce, Collective::kBroadcast, Collective::kReduce, Collective::kAllGather,
+        Collective::kReduceScatter}) {
     communicator.def(name(which), collective(which), py::arg("input"), py::arg("output"),
                      py::arg("op") = "sum", py::arg("factor") = 1.0, py::arg("root") = 0,
                      py::arg("settings") = Settings());
   }
-  module.def("environment", &environment_list,
-             "Every DPCOMM_* variable as (name, default, help).");
+  module.def("environment", &environment_list, "Every DPCOMM_* variable as (name, default, help).");
   module.def("transports", &transport_names);
 }
 

@@ -104,9 +104,9 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
   std::mutex mutex;                 // guards what follows
   std::condition_variable changed;  // the queue has grown, or nothing runs any more
   std::deque<Item> queue;
-  bool busy = false;                // an operation runs, in whatever thread
+  bool busy = false;  // an operation runs, in whatever thread
   bool closed = false;
-  std::thread thread;               // runs what submit() was given; started by the first one
+  std::thread thread;  // runs what submit() was given; started by the first one
 
   // Of the thread that runs an operation.
   OpRecord last;
@@ -116,8 +116,8 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
 Choice Communicator::Impl::check(const Operation& operation) const {
   const int world = transport->world();
   const bool has_op = reduces(operation.collective);
-  const bool rooted = operation.collective == Collective::kBroadcast ||
-                      operation.collective == Collective::kReduce;
+  const bool rooted =
+      operation.collective == Collective::kBroadcast || operation.collective == Collective::kReduce;
   if (has_op && !is_supported(operation.op, operation.dtype)) {
     throw usage_error(name(operation.collective), ": operator ", name(operation.op),
                       " is not defined for ", name(operation.dtype));
@@ -377,8 +377,8 @@ void Communicator::close() {
   impl.closing.store(true);
   impl.transport->wake();
   for (const auto& item : abandoned) {
-    item.work->complete(std::make_exception_ptr(
-        peer_error(name(item.operation.collective), ": the communicator was closed before it ran")));
+    item.work->complete(std::make_exception_ptr(peer_error(
+        name(item.operation.collective), ": the communicator was closed before it ran")));
   }
   if (impl.thread.joinable()) {
     if (impl.thread.get_id() == std::this_thread::get_id()) {

@@ -21,12 +21,12 @@ namespace dpcomm {
 
 /// What a user can choose for a communicator. Defaults come from the DPCOMM_* environment.
 struct CommunicatorOptions {
-  WireFormat wire = WireFormat::kNative;   ///< the lossiest format allowed (DPCOMM_WIRE)
-  bool wire_on_all_links = false;          ///< also within a host (DPCOMM_WIRE_LINKS=all)
-  std::string algorithm = "auto";          ///< or a name of schedule/algorithms.def (DPCOMM_ALGO)
+  WireFormat wire = WireFormat::kNative;  ///< the lossiest format allowed (DPCOMM_WIRE)
+  bool wire_on_all_links = false;         ///< also within a host (DPCOMM_WIRE_LINKS=all)
+  std::string algorithm = "auto";         ///< or a name of schedule/algorithms.def (DPCOMM_ALGO)
   std::chrono::milliseconds timeout{600000};  ///< of each operation and of the start
-  std::string transport = "auto";          ///< "shm", "inproc" (DPCOMM_TRANSPORT)
-  std::string name = "default";            ///< unique per group and generation in its store
+  std::string transport = "auto";             ///< "shm", "inproc" (DPCOMM_TRANSPORT)
+  std::string name = "default";               ///< unique per group and generation in its store
 
   /// Reads the environment. Throws UsageError naming the variable for a value that makes no sense.
   static CommunicatorOptions from_environment();
@@ -55,9 +55,9 @@ struct Operation {
 /// What happened since the communicator was made.
 struct CommunicatorStats {
   uint64_t operations = 0;
-  uint64_t bytes = 0;         ///< of the tensors of finished operations
-  uint64_t wire_bytes = 0;    ///< sent by this rank over channels
-  uint64_t wait_ns = 0;       ///< spent in operations without a step to do
+  uint64_t bytes = 0;       ///< of the tensors of finished operations
+  uint64_t wire_bytes = 0;  ///< sent by this rank over channels
+  uint64_t wait_ns = 0;     ///< spent in operations without a step to do
 };
 
 /// All members may be called from any thread; operations run in the order in which they were given,

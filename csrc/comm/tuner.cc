@@ -50,8 +50,7 @@ void check_algorithm(const std::string& algorithm) {
 }
 
 Choice choose(const Operation& operation, const CommunicatorOptions& options, int world) {
-  const std::string& asked =
-      operation.algorithm.empty() ? options.algorithm : operation.algorithm;
+  const std::string& asked = operation.algorithm.empty() ? options.algorithm : operation.algorithm;
   if (!operation.algorithm.empty()) check_algorithm(operation.algorithm);
   const bool barrier = operation.collective == Collective::kBarrier;
   const Collective collective = barrier ? Collective::kAllReduce : operation.collective;

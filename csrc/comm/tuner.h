@@ -10,9 +10,10 @@ struct Choice {
   WireFormat wire = WireFormat::kNative;
 };
 
-/// A function of its arguments alone, the same on every rank (law 11). Never a lossier wire than the
-/// user allowed; a lossy one only where law 8 admits it and the link gains by it. Throws UsageError
-/// for an algorithm that does not exist or cannot carry the wire format that was asked for.
+/// A function of its arguments alone, the same on every rank (law 11). Never a lossier wire than
+/// the user allowed; a lossy one only where law 8 admits it and the link gains by it. Throws
+/// UsageError for an algorithm that does not exist or cannot carry the wire format that was asked
+/// for.
 Choice choose(const Operation& operation, const CommunicatorOptions& options, int world);
 
 /// Throws UsageError unless `algorithm` is "auto" or the name of an algorithm of any collective.

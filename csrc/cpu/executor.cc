@@ -81,17 +81,15 @@ void Executor::run(const Task& task) {
   elem_bytes_ = size_bytes(task.dtype);
   tensor_ = &tensor_codec(task.dtype, isa_);
   wire_ = &wire_codec(task.wire, task.dtype, isa_);
-  accumulator_ =
-      accumulates_in_fp32(task.dtype) ? &tensor_codec(Dtype::kFloat32, isa_) : tensor_;
+  accumulator_ = accumulates_in_fp32(task.dtype) ? &tensor_codec(Dtype::kFloat32, isa_) : tensor_;
   arithmetic_ = &accumulator_ops(task.dtype, isa_);
 
   ScheduleParams params{rank_, world_, task.root, 1};
   const AlgorithmInfo& algorithm = kAlgorithms[task.algorithm];
-  partition_ = partition_of(task, *wire_, params, transport_.geometry(algorithm.first_lane),
-                            &params.slices);
-  visit_schedule(task.algorithm, [&]<class Schedule>(std::type_identity<Schedule>) {
-    drive<Schedule>(params);
-  });
+  partition_ =
+      partition_of(task, *wire_, params, transport_.geometry(algorithm.first_lane), &params.slices);
+  visit_schedule(task.algorithm,
+                 [&]<class Schedule>(std::type_identity<Schedule>) { drive<Schedule>(params); });
 }
 
 template <class Schedule>
@@ -237,8 +235,7 @@ void Executor::order_contributions(const Step& step) {
     return position < 0 ? rank_ : step.recv_peers[position];
   };
   for (int i = 0; i < step.recv_peers.count(); ++i) order_.push_back(i);
-  std::sort(order_.begin(), order_.end(),
-            [&](int a, int b) { return rank_at(a) < rank_at(b); });
+  std::sort(order_.begin(), order_.end(), [&](int a, int b) { return rank_at(a) < rank_at(b); });
 }
 
 void Executor::reduce(const Step& step, const Slice& slice) {
@@ -271,8 +268,8 @@ void Executor::sum_contributions(const Step& step, const Slice& slice) {
            static_cast<int>(sources_.size()), divide ? world_ : 1, slice.elems);
 }
 
-/// The own elements [first, first + n) as they enter a reduction, as an accumulator; or null if they
-/// can be read from the tensor as they are.
+/// The own elements [first, first + n) as they enter a reduction, as an accumulator; or null if
+/// they can be read from the tensor as they are.
 const std::byte* Executor::own_contribution(const Step& step, const Slice& slice, size_t first,
                                             size_t n) {
   const bool as_sent = step.own_as_sent && lossy_;

@@ -40,8 +40,8 @@ uint32_t fingerprint(const OpRecord& record);
 
 class Executor {
  public:
-  /// Uses the transport alone, from one thread at a time. `interrupted`, once set (and the transport
-  /// woken), ends a run with a PeerError.
+  /// Uses the transport alone, from one thread at a time. `interrupted`, once set (and the
+  /// transport woken), ends a run with a PeerError.
   Executor(Transport& transport, const WaitPolicy& policy, const std::atomic<bool>& interrupted);
 
   /// Runs the task to its end on this rank. Throws PeerError, TimeoutError, or UsageError where the

@@ -111,19 +111,19 @@ void Executor::throw_timeout(const std::vector<const Step*>& waiting) {
   for (int peer = 0; peer < world_; ++peer) {
     const OpRecord other = transport_.announced(peer);
     if (peer == rank_ || other.sequence >= task_->record.sequence) continue;
-    missing += str(missing.empty() ? "" : "; ", transport_.describe(peer), " has not called it (it ",
-                   other.sequence > other.finished ? str("is in ", describe(other))
-                   : other.finished > 0 ? str("finished ", describe(other))
-                                        : std::string("has run no operation"),
-                   ")");
+    missing +=
+        str(missing.empty() ? "" : "; ", transport_.describe(peer), " has not called it (it ",
+            other.sequence > other.finished ? str("is in ", describe(other))
+            : other.finished > 0            ? str("finished ", describe(other))
+                                            : std::string("has run no operation"),
+            ")");
   }
   for (const int peer : blocking_peers(waiting)) {
     behind += str(behind.empty() ? "" : ", ", transport_.describe(peer));
   }
   throw timeout_error(describe(task_->record), " ran out of time on ", transport_.describe(rank_),
                       ": ", missing.empty() ? "every rank has called it, but " : missing,
-                      missing.empty() ? behind : "",
-                      missing.empty() ? " did not answer" : "");
+                      missing.empty() ? behind : "", missing.empty() ? " did not answer" : "");
 }
 
 }  // namespace dpcomm

@@ -14,7 +14,8 @@ struct WaitPolicy {
   int64_t yield_ns = 0;
 
   /// By the cores that this process may use, the ranks on this host and the DPCOMM_SPIN_US and
-  /// DPCOMM_YIELD_US variables: with more ranks than cores spinning only keeps the peer from running.
+  /// DPCOMM_YIELD_US variables: with more ranks than cores spinning only keeps the peer from
+  /// running.
   static WaitPolicy choose(int local_ranks);
 };
 
@@ -27,8 +28,8 @@ class Waiter {
   Waiter(const Waiter&) = delete;
   Waiter& operator=(const Waiter&) = delete;
 
-  /// True if the caller should ask why it waits: a rank has failed, or the wait has come to sleeping
-  /// and nobody asked for 50 ms.
+  /// True if the caller should ask why it waits: a rank has failed, or the wait has come to
+  /// sleeping and nobody asked for 50 ms.
   bool pause();
 
   /// There was something to do: the next wait starts afresh.

@@ -2,9 +2,9 @@
 //
 // A channel is a one-way path from a rank to a rank with a bounded number of slots. The sender
 // acquires a free slot, fills it and publishes; the receiver peeks at the oldest published message
-// and releases it. Nothing here blocks: calls named try_ answer at once, and a rank that has nothing
-// to do arms its bell, looks once more and sleeps. One thread at a time uses a transport, but for
-// wake(), fail() and failure(), which any thread may call.
+// and releases it. Nothing here blocks: calls named try_ answer at once, and a rank that has
+// nothing to do arms its bell, looks once more and sleeps. One thread at a time uses a transport,
+// but for wake(), fail() and failure(), which any thread may call.
 #pragma once
 
 #include <chrono>
@@ -52,18 +52,20 @@ struct LaneGeometry {
 
 /// What a rank says of itself before it starts an operation, for diagnostics.
 struct OpRecord {
-  uint64_t sequence = 0;    ///< number of the operation in its communicator, from 1
-  uint64_t finished = 0;    ///< number of the last operation that this rank finished
-  uint64_t count = 0;       ///< elements
-  double factor = 0;        ///< of PREMUL_SUM
+  uint64_t sequence = 0;  ///< number of the operation in its communicator, from 1
+  uint64_t finished = 0;  ///< number of the last operation that this rank finished
+  uint64_t count = 0;     ///< elements
+  double factor = 0;      ///< of PREMUL_SUM
   int32_t root = 0;
-  uint8_t collective = 0;   ///< Collective
-  uint8_t dtype = 0;        ///< Dtype
-  uint8_t op = 0;           ///< ReduceOp
-  uint8_t wire = 0;         ///< WireFormat
-  uint8_t algorithm = 0;    ///< index into kAlgorithms
-  uint8_t reserved[3] = {};
+  uint8_t collective = 0;    ///< Collective
+  uint8_t dtype = 0;         ///< Dtype
+  uint8_t op = 0;            ///< ReduceOp
+  uint8_t wire = 0;          ///< WireFormat
+  uint8_t algorithm = 0;     ///< index into kAlgorithms
+  uint8_t reserved[7] = {};  ///< no padding: the record is hashed as words
 };
+
+static_assert(sizeof(OpRecord) == 48);
 
 enum class PeerState { kAlive, kClosed, kDead };
 

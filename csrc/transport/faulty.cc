@@ -29,7 +29,8 @@ Faults parse(const std::string& spec) {
     const std::string text = equals == std::string::npos ? "" : item.substr(equals + 1);
     char* end = nullptr;
     const double value = std::strtod(text.c_str(), &end);
-    if (text.empty() || *end != '\0') throw usage_error("DPCOMM_FAULTS: '", item, "' has no number");
+    if (text.empty() || *end != '\0')
+      throw usage_error("DPCOMM_FAULTS: '", item, "' has no number");
     const auto whole = static_cast<uint64_t>(value);
     if (key == "rank") {
       faults.rank = static_cast<int>(value);
@@ -63,8 +64,7 @@ struct State {
   uint64_t published = 0;
 
   bool stalls() {
-    return faults.stall > 0 &&
-           std::uniform_real_distribution<double>(0, 1)(random) < faults.stall;
+    return faults.stall > 0 && std::uniform_real_distribution<double>(0, 1)(random) < faults.stall;
   }
 };
 

@@ -16,8 +16,8 @@ struct FreeMemory {
 };
 using Memory = std::unique_ptr<std::byte, FreeMemory>;
 
-/// The arena of a name, made by the first rank that comes; it lives as long as a rank uses it. A name
-/// can be used again once all ranks of the group before have met.
+/// The arena of a name, made by the first rank that comes; it lives as long as a rank uses it. A
+/// name can be used again once all ranks of the group before have met.
 struct Meeting {
   std::shared_ptr<std::byte> memory;
   int arrived = 0;

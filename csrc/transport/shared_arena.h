@@ -21,8 +21,8 @@ struct ArenaLayout {
   size_t channel_offset(int lane, int from, int to) const;
 };
 
-/// Slots of every lane of channels. By default the memory of lane 0 is about the same for every rank
-/// whatever the world, unless slots would become tiny; the other lanes' slots are smaller.
+/// Slots of every lane of channels. By default the memory of lane 0 is about the same for every
+/// rank whatever the world, unless slots would become tiny; the other lanes' slots are smaller.
 std::vector<LaneGeometry> geometry_for(const TransportConfig& config);
 
 class ArenaTransport : public Transport {

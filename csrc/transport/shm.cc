@@ -2,17 +2,17 @@
 //
 // The segment is a memfd, which has no name that a dead process could leave behind and is not bound
 // to the size of /dev/shm; peers open it through /proc. Where that is forbidden (another PID
-// namespace, another user), or where DPCOMM_SHM_DIR names a folder, it is a file of mode 0600 that is
-// unlinked as soon as all ranks have opened it.
+// namespace, another user), or where DPCOMM_SHM_DIR names a folder, it is a file of mode 0600 that
+// is unlinked as soon as all ranks have opened it.
 //
 // Start-up through the store, keys below the group's name:
 //   rank 0  -> "offer"       where the memfd is, its size, slots and a nonce
 //   rank r  -> "answer/r"    "ok" once it has attached, or why it could not
 //   rank 0  -> "verdict"     "go", or "file" with a path and an offer, or the error for all
 //
-// A peer's life is seen by a POSIX record lock on byte r of the segment, which the kernel drops when
-// the process dies, however it dies. Such locks are not inherited by fork: a forked worker that lives
-// on keeps nothing alive, and its death releases nothing.
+// A peer's life is seen by a POSIX record lock on byte r of the segment, which the kernel drops
+// when the process dies, however it dies. Such locks are not inherited by fork: a forked worker
+// that lives on keeps nothing alive, and its death releases nothing.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -52,7 +52,8 @@ class FileDescriptor {
   int fd_;
 };
 
-/// What rank 0 offers. The nonce is at the end of the segment, so that a stranger's file is refused.
+/// What rank 0 offers. The nonce is at the end of the segment, so that a stranger's file is
+/// refused.
 struct Offer {
   pid_t pid = 0;
   int fd = -1;
@@ -91,8 +92,7 @@ class ShmTransport final : public ArenaTransport {
     if (fstat(segment_.get(), &status) != 0 || static_cast<size_t>(status.st_size) != bytes_) {
       throw internal_error("the segment that rank 0 offers has the wrong size");
     }
-    void* memory =
-        mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, segment_.get(), 0);
+    void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, segment_.get(), 0);
     if (memory == MAP_FAILED) {
       throw internal_error("cannot map ", bytes_, " bytes of shared memory: ", strerror(errno));
     }
@@ -133,7 +133,7 @@ class ShmTransport final : public ArenaTransport {
 
  private:
   static struct flock byte_lock(int rank, short type) {
-    struct flock lock {};
+    struct flock lock{};
     lock.l_type = type;
     lock.l_whence = SEEK_SET;
     lock.l_start = rank;
@@ -144,8 +144,9 @@ class ShmTransport final : public ArenaTransport {
   void lock_own_byte() {
     struct flock lock = byte_lock(rank(), F_WRLCK);
     if (fcntl(segment_.get(), F_SETLK, &lock) != 0) {
-      throw internal_error("rank ", rank(), " cannot lock its byte of the segment: ",
-                           strerror(errno), " (is the rank started twice?)");
+      throw internal_error("rank ", rank(),
+                           " cannot lock its byte of the segment: ", strerror(errno),
+                           " (is the rank started twice?)");
     }
   }
 
@@ -268,15 +269,15 @@ class Rendezvous {
       const int error = errno;
       unlink_file();
       if (error != ENOSPC && error != ENOMEM) {
-        throw internal_error("cannot reserve ", bytes, " bytes of shared memory: ",
-                             strerror(error));
+        throw internal_error("cannot reserve ", bytes,
+                             " bytes of shared memory: ", strerror(error));
       }
       config.slot_bytes /= 4;
     }
     throw internal_error(
         "shared memory in ", folder.empty() ? "memory" : folder, " is full: group '", config_.name,
-        "' of ", config_.world, " ranks needs ", wanted >> 20, " MiB (", wanted,
-        " bytes), and ", segment_bytes(ArenaLayout{config.world, geometry_for(config)}),
+        "' of ", config_.world, " ranks needs ", wanted >> 20, " MiB (", wanted, " bytes), and ",
+        segment_bytes(ArenaLayout{config.world, geometry_for(config)}),
         " bytes with the smallest slots; make it larger (docker: --shm-size), or unset "
         "DPCOMM_SHM_DIR");
   }
@@ -327,8 +328,8 @@ class Rendezvous {
   }
 
   milliseconds left() const {
-    const auto rest = std::chrono::duration_cast<milliseconds>(deadline_ -
-                                                               std::chrono::steady_clock::now());
+    const auto rest =
+        std::chrono::duration_cast<milliseconds>(deadline_ - std::chrono::steady_clock::now());
     return std::max(rest, milliseconds(1));
   }
   void set(const std::string& key, const std::string& value) {

@@ -6,12 +6,13 @@
 //
 // Message m (from 1) travels in slot (m - 1) mod K. The sender fills the slot's payload and header
 // and publishes by writing m into the header's `turn`; the receiver polls `turn` of the slot that
-// comes next, reads, and gives the slot back by counting up `released` in the credit line. Each word
-// has one writer. Slots 2 and more let a fused receive-and-send step make progress (law 3).
+// comes next, reads, and gives the slot back by counting up `released` in the credit line. Each
+// word has one writer. Slots 2 and more let a fused receive-and-send step make progress (law 3).
 //
 // Sleeping is a store-buffer (Dekker) pattern: the sleeper writes `asleep`, then reads `turn` or
-// `released`; the other side writes those, then reads `asleep`. All four are seq_cst, so at least one
-// side sees the other, and no wake-up is lost. There are no fences here: TSan does not know them.
+// `released`; the other side writes those, then reads `asleep`. All four are seq_cst, so at least
+// one side sees the other, and no wake-up is lost. There are no fences here: TSan does not know
+// them.
 #pragma once
 
 #include <linux/futex.h>
@@ -49,12 +50,15 @@ struct alignas(kLine) Bell {
     asleep.store(1, std::memory_order_seq_cst);
     return ticket;
   }
-  void disarm() { asleep.store(0, std::memory_order_relaxed); }  // own flag; a late ring is harmless
+  void disarm() {
+    asleep.store(0, std::memory_order_relaxed);
+  }  // own flag; a late ring is harmless
 
   void sleep(uint32_t ticket, std::chrono::nanoseconds limit) {
     timespec wait{static_cast<time_t>(limit.count() / 1000000000),
                   static_cast<long>(limit.count() % 1000000000)};
-    // The kernel compares `rung` with the ticket under its own lock: a ring after arm() is not lost.
+    // The kernel compares `rung` with the ticket under its own lock: a ring after arm() is not
+    // lost.
     syscall(SYS_futex, reinterpret_cast<uint32_t*>(&rung), FUTEX_WAIT, ticket, &wait, nullptr, 0);
     disarm();
   }
@@ -68,7 +72,8 @@ struct alignas(kLine) Bell {
   }
   void ring_always() {
     rung.fetch_add(1, std::memory_order_seq_cst);
-    syscall(SYS_futex, reinterpret_cast<uint32_t*>(&rung), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+    syscall(SYS_futex, reinterpret_cast<uint32_t*>(&rung), FUTEX_WAKE, INT_MAX, nullptr, nullptr,
+            0);
   }
 };
 
@@ -172,8 +177,8 @@ class SlotReceiver final : public RecvChannel, SlotRing {
   uint32_t received_ = 0;
 };
 
-/// A small record that one thread writes and any process reads at any time (a sequence lock). Readers
-/// are rare (diagnostics); the writer pays a few plain stores.
+/// A small record that one thread writes and any process reads at any time (a sequence lock).
+/// Readers are rare (diagnostics); the writer pays a few plain stores.
 template <class T>
 class alignas(kLine) Published {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) % sizeof(uint64_t) == 0);

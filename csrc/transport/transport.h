@@ -15,10 +15,10 @@ namespace dpcomm {
 struct TransportConfig {
   int rank = 0;
   int world = 1;
-  int lanes = 1;                      ///< lanes of channels
-  size_t slot_bytes = 0;              ///< of lane 0; 0: by world size
-  int slots = 0;                      ///< of every lane; 0: the default
-  std::string name;                   ///< unique per group and generation
+  int lanes = 1;          ///< lanes of channels
+  size_t slot_bytes = 0;  ///< of lane 0; 0: by world size
+  int slots = 0;          ///< of every lane; 0: the default
+  std::string name;       ///< unique per group and generation
   std::chrono::milliseconds timeout{600000};
   Bootstrap* bootstrap = nullptr;
 };
@@ -31,8 +31,7 @@ std::unique_ptr<Transport> make_transport(std::string_view name, const Transport
 /// Every transport of transports.def, by name (for tests and info).
 std::vector<std::string> transport_names();
 
-#define DPCOMM_TRANSPORT(name, make) \
-  std::unique_ptr<Transport> make(const TransportConfig& config);
+#define DPCOMM_TRANSPORT(name, make) std::unique_ptr<Transport> make(const TransportConfig& config);
 #include "transport/transports.def"
 #undef DPCOMM_TRANSPORT
 

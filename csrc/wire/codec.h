@@ -4,10 +4,10 @@
 //
 // The accumulator is an array of float for dtypes that accumulate in fp32 (and for every lossy wire
 // format), else an array of the dtype itself (base/dtype.h, accumulator_bytes). Callers work in
-// tiles: `first` and `n` name elements [first, first + n) of a slice of `total` elements that starts
-// at `base`. `first` is a multiple of the block (wire/wire_format.h); `first + n` too, or `total`.
-// `base` of a tensor has any alignment that its dtype allows or none at all; `base` of a slice in
-// wire format is 16-byte aligned.
+// tiles: `first` and `n` name elements [first, first + n) of a slice of `total` elements that
+// starts at `base`. `first` is a multiple of the block (wire/wire_format.h); `first + n` too, or
+// `total`. `base` of a tensor has any alignment that its dtype allows or none at all; `base` of a
+// slice in wire format is 16-byte aligned.
 #pragma once
 
 #include <cstddef>

@@ -1,0 +1,272 @@
+"""Collectives over arrays, without torch."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from dpcomm import _core
+from dpcomm.errors import UsageError
+from dpcomm.stores import open_store
+
+__all__ = ["Communicator", "Work"]
+
+Work = _core.Work
+
+_DEFAULT_TIMEOUT = 600.0
+
+
+def _from_environment(name: str, given: int | None) -> int:
+    if given is not None:
+        return given
+    value = os.environ.get(name, "")
+    if not value.isdigit():
+        raise UsageError(f"{name.lower()} is not given and the environment has no {name}")
+    return int(value)
+
+
+def _default_init() -> str:
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if not address or not port:
+        raise UsageError(
+            "init is not given and the environment has no MASTER_ADDR and MASTER_PORT; "
+            "pass init='tcp://<host>:<port>', 'file://<folder>' or a store"
+        )
+    return f"tcp://{address}:{port}"
+
+
+def _empty_like(array: Any, shape: tuple[int, ...]) -> Any:
+    import numpy
+
+    return numpy.empty(shape, dtype=numpy.asarray(array).dtype)
+
+
+class Communicator:
+    """The ranks of a group and the collectives that they run, all in the same order.
+
+    Arrays are NumPy arrays, anything else with the buffer protocol, or anything with DLPack on the CPU
+    (torch, JAX, CuPy on the host): C-contiguous, of float32, float64, float16, bfloat16, int8, uint8,
+    int16, int32, int64 or bool. Every collective blocks until the result is there, with the GIL
+    released, unless ``async_op=True``, which returns a :class:`Work`. Any thread may call; the order of
+    the calls must be the same on every rank.
+
+    Args:
+        rank, world_size: Of this process; default: ``RANK`` and ``WORLD_SIZE``.
+        init: How ranks meet: ``"tcp://<host>:<port>"`` (rank 0 listens), ``"file://<folder>"`` (a fresh
+            folder that all ranks see), or a store (torch's, or an object with set and get). Default:
+            TCP at ``MASTER_ADDR:MASTER_PORT``.
+        name: Tells communicators apart that use the same store; unique per group and generation.
+        wire: Lossiest wire format allowed: "native", "fp16", "bf16", "int8"; default ``DPCOMM_WIRE``.
+        wire_links: "network" (default: a lossy wire only between hosts) or "all".
+        algorithm: "auto" or a name of ``dpcomm.schedule.algorithms()``; default ``DPCOMM_ALGO``.
+        transport: "auto", "shm" or "inproc" (ranks are threads of this process).
+        timeout: Seconds that the start and each operation may take (600).
+
+    Raises:
+        UsageError: An argument makes no sense.
+        TimeoutError: A rank did not come; the text names it.
+    """
+
+    def __init__(
+        self,
+        rank: int | None = None,
+        world_size: int | None = None,
+        init: Any = None,
+        *,
+        name: str = "default",
+        wire: str | None = None,
+        wire_links: str | None = None,
+        algorithm: str | None = None,
+        transport: str | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        rank = _from_environment("RANK", rank)
+        world_size = _from_environment("WORLD_SIZE", world_size)
+        self._owned: Any = None
+        if init is None and (world_size == 1 or transport == "inproc"):
+            store: Any = _NoStore()
+        else:
+            store, owned = open_store(
+                _default_init() if init is None else init, rank, timeout or _DEFAULT_TIMEOUT
+            )
+            self._owned = store if owned else None
+        self._core = _core.Communicator(
+            rank,
+            world_size,
+            store,
+            f"dpcomm/{name}",
+            wire=wire,
+            algorithm=algorithm,
+            wire_links=wire_links,
+            transport=transport,
+            timeout=timeout,
+        )
+
+    @property
+    def rank(self) -> int:
+        """Rank of this process."""
+        return self._core.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self._core.world_size
+
+    def all_reduce(
+        self,
+        array: Any,
+        op: str = "sum",
+        *,
+        out: Any = None,
+        factor: float = 1.0,
+        wire: str | None = None,
+        algorithm: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = False,
+    ) -> Any:
+        """Reduces the arrays of all ranks; every rank gets the same bits.
+
+        Args:
+            array: The contribution, the same number of elements on every rank.
+            op: "sum", "avg", "premul_sum", "product", "min", "max", "band", "bor", "bxor".
+            out: Where the result goes, the same size and dtype; default: into ``array``.
+            factor: Of "premul_sum": each rank's contribution is multiplied by its factor.
+            wire, algorithm, timeout: For this call, in place of the communicator's.
+            async_op: Return a :class:`Work` at once; the arrays must not be touched before its end.
+
+        Returns:
+            ``out``, or ``array``; or a Work whose ``wait()`` returns it.
+
+        Raises:
+            UsageError: Before any byte is sent, or when ranks disagree (all ranks raise it).
+            PeerError, TimeoutError: A rank died or did not come; make a new communicator.
+        """
+        settings = _core.Settings(wire, algorithm, timeout, async_op)
+        target = array if out is None else out
+        return self._core.all_reduce(array, target, op=op, factor=factor, settings=settings)
+
+    def reduce(
+        self,
+        array: Any,
+        root: int = 0,
+        op: str = "sum",
+        *,
+        out: Any = None,
+        factor: float = 1.0,
+        wire: str | None = None,
+        algorithm: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = False,
+    ) -> Any:
+        """Reduces the arrays of all ranks into ``root``'s ``out`` (default: its ``array``).
+
+        The arrays of the other ranks are unchanged. Arguments and errors as in :meth:`all_reduce`.
+        """
+        settings = _core.Settings(wire, algorithm, timeout, async_op)
+        target = (array if out is None else out) if self.rank == root else None
+        return self._core.reduce(array, target, op=op, factor=factor, root=root, settings=settings)
+
+    def broadcast(
+        self,
+        array: Any,
+        root: int = 0,
+        *,
+        algorithm: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = False,
+    ) -> Any:
+        """Copies ``root``'s array into everybody's, exactly. Errors as in :meth:`all_reduce`."""
+        settings = _core.Settings(None, algorithm, timeout, async_op)
+        return self._core.broadcast(array, array, root=root, settings=settings)
+
+    def all_gather(
+        self,
+        array: Any,
+        *,
+        out: Any = None,
+        algorithm: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = False,
+    ) -> Any:
+        """Concatenates the arrays of all ranks, in the order of ranks, exactly.
+
+        Args:
+            array: The contribution, the same number of elements on every rank.
+            out: ``world_size`` times as many elements; default: a new NumPy array of shape
+                ``(world_size, *array.shape)``.
+
+        Returns:
+            ``out``; or a Work whose ``wait()`` returns it.
+        """
+        if out is None:
+            out = _empty_like(array, (self.world_size, *array.shape))
+        settings = _core.Settings(None, algorithm, timeout, async_op)
+        return self._core.all_gather(array, out, settings=settings)
+
+    def reduce_scatter(
+        self,
+        array: Any,
+        op: str = "sum",
+        *,
+        out: Any = None,
+        factor: float = 1.0,
+        wire: str | None = None,
+        algorithm: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = False,
+    ) -> Any:
+        """Reduces the arrays of all ranks and leaves block ``rank`` of the result on each rank.
+
+        Args:
+            array: ``world_size`` blocks one after another.
+            out: One block; default: a new NumPy array of shape ``(shape[0] // world_size, *shape[1:])``.
+
+        Returns:
+            ``out``; or a Work whose ``wait()`` returns it. Other arguments and errors as in
+            :meth:`all_reduce`.
+        """
+        if out is None:
+            first = array.shape[0] if array.ndim else 0
+            if first == 0 or first % self.world_size:
+                raise UsageError(
+                    f"reduce_scatter: the first dimension, {first}, is not a multiple of "
+                    f"{self.world_size} ranks; pass out="
+                )
+            out = _empty_like(array, (first // self.world_size, *array.shape[1:]))
+        settings = _core.Settings(wire, algorithm, timeout, async_op)
+        return self._core.reduce_scatter(array, out, op=op, factor=factor, settings=settings)
+
+    def barrier(self, timeout: float | None = None) -> None:
+        """Returns once every rank has called it."""
+        self._core.barrier(timeout)
+
+    def stats(self) -> dict[str, int]:
+        """Counts since the start: operations, bytes of tensors, wire_bytes sent, wait_ns."""
+        return self._core.stats()
+
+    def abort(self, reason: str = "aborted by the user") -> None:
+        """Ends all waits on every rank with a PeerError. From any thread; never blocks."""
+        self._core.abort(f"rank {self.rank}: {reason}")
+
+    def close(self) -> None:
+        """Leaves the group; waits for nobody. Operations in flight end with an error. Idempotent."""
+        self._core.close()
+        if self._owned is not None and hasattr(self._owned, "close"):
+            self._owned.close()
+        self._owned = None
+
+    def __enter__(self) -> Communicator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _NoStore:
+    """For groups that need no store: one rank, or threads of one process."""
+
+    def set(self, key: str, value: bytes) -> None:
+        pass
+
+    def get(self, key: str, timeout: float) -> bytes | None:
+        return b"ok"
