@@ -43,3 +43,33 @@ def wire_divide(dtype: str, isa: str, acc: Buffer, divisor: int) -> None: ...
 def wire_sum_f32(
     isa: str, destinations: Sequence[Buffer], sources: Sequence[Buffer], divisor: int, n: int
 ) -> None: ...
+
+# --- schedule -----------------------------------------------------------------------------------
+# dpcomm.schedule is the friendly form. An operation is (collective, algorithm, root, slices, rounds).
+
+_Operation = tuple[str, str, int, int, int]
+_Step = tuple[int, int, int, int, int, int, int, tuple[int, ...], int, tuple[int, ...], bool]
+
+def schedule_algorithms() -> list[tuple[str, str, int, int, int]]: ...
+def schedule_limits(
+    collective: str, algorithm: str, world: int, slices: int
+) -> tuple[int, int, int]: ...
+def schedule_plan(world: int, operation: _Operation) -> list[_Step]: ...
+def schedule_prove(
+    world: int,
+    operations: Sequence[_Operation],
+    slots: int,
+    keep_as_sent: bool,
+    check_form: bool,
+    mutation: str,
+    seed: int,
+) -> tuple[bool, str, int, int, int] | None: ...
+def schedule_mutations() -> list[str]: ...
+
+# A partition is (count, chunks, slices, slot_elems, grain, blocked); a slice is (first, count).
+_Partition = tuple[int, int, int, int, int, bool]
+
+def partition_rounds(partition: _Partition) -> int: ...
+def partition_slice(
+    partition: _Partition, round: int, chunk: int, slice: int
+) -> tuple[int, int]: ...
