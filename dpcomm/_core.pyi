@@ -1,6 +1,7 @@
 """The C++ core without torch: wire formats, schedules, communicators."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from typing_extensions import Buffer
 
@@ -45,7 +46,8 @@ def wire_sum_f32(
 ) -> None: ...
 
 # --- schedule -----------------------------------------------------------------------------------
-# dpcomm.schedule is the friendly form. An operation is (collective, algorithm, root, slices, rounds).
+# dpcomm.schedule is the friendly form. An operation is (collective, algorithm, root, slices,
+# rounds).
 
 _Operation = tuple[str, str, int, int, int]
 _Step = tuple[int, int, int, int, int, int, int, tuple[int, ...], int, tuple[int, ...], bool]
@@ -73,3 +75,104 @@ def partition_rounds(partition: _Partition) -> int: ...
 def partition_slice(
     partition: _Partition, round: int, chunk: int, slice: int
 ) -> tuple[int, int]: ...
+
+# --- communicator --------------------------------------------------------------------------------
+
+class Work:
+    """The handle of an asynchronous collective.
+
+    It keeps the arrays alive; dropping it before the end waits for the end.
+    """
+
+    def done(self) -> bool:
+        """True once the operation is complete, with a result or an error."""
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Returns the output array once it is complete.
+
+        Args:
+            timeout: Seconds; default: as long as the operation may take.
+
+        Raises:
+            TimeoutError: It was not complete in time; it goes on.
+            UsageError, PeerError, InternalError: What the operation ended with.
+        """
+
+class Settings:
+    def __init__(
+        self,
+        wire: str | None = None,
+        algorithm: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = False,
+    ) -> None: ...
+
+class Communicator:
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        store: Any,
+        name: str,
+        wire: str | None = None,
+        algorithm: str | None = None,
+        wire_links: str | None = None,
+        transport: str | None = None,
+        timeout: float | None = None,
+    ) -> None: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    def barrier(self, timeout: float | None = None) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+    def abort(self, text: str) -> None: ...
+    def close(self) -> None: ...
+    def all_reduce(
+        self,
+        input: Any,
+        output: Any,
+        op: str = "sum",
+        factor: float = 1.0,
+        root: int = 0,
+        settings: Settings = ...,
+    ) -> Any: ...
+    def broadcast(
+        self,
+        input: Any,
+        output: Any,
+        op: str = "sum",
+        factor: float = 1.0,
+        root: int = 0,
+        settings: Settings = ...,
+    ) -> Any: ...
+    def reduce(
+        self,
+        input: Any,
+        output: Any,
+        op: str = "sum",
+        factor: float = 1.0,
+        root: int = 0,
+        settings: Settings = ...,
+    ) -> Any: ...
+    def all_gather(
+        self,
+        input: Any,
+        output: Any,
+        op: str = "sum",
+        factor: float = 1.0,
+        root: int = 0,
+        settings: Settings = ...,
+    ) -> Any: ...
+    def reduce_scatter(
+        self,
+        input: Any,
+        output: Any,
+        op: str = "sum",
+        factor: float = 1.0,
+        root: int = 0,
+        settings: Settings = ...,
+    ) -> Any: ...
+
+def environment() -> list[tuple[str, str, str]]: ...
+def transports() -> list[str]: ...

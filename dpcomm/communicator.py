@@ -44,19 +44,20 @@ def _empty_like(array: Any, shape: tuple[int, ...]) -> Any:
 class Communicator:
     """The ranks of a group and the collectives that they run, all in the same order.
 
-    Arrays are NumPy arrays, anything else with the buffer protocol, or anything with DLPack on the CPU
-    (torch, JAX, CuPy on the host): C-contiguous, of float32, float64, float16, bfloat16, int8, uint8,
-    int16, int32, int64 or bool. Every collective blocks until the result is there, with the GIL
-    released, unless ``async_op=True``, which returns a :class:`Work`. Any thread may call; the order of
-    the calls must be the same on every rank.
+    Arrays are NumPy arrays, anything else with the buffer protocol, or anything with DLPack on the
+    CPU (torch, JAX): C-contiguous, of float32, float64, float16, bfloat16, int8, uint8, int16,
+    int32, int64 or bool. Every collective blocks until the result is there, with the GIL released,
+    unless ``async_op=True``, which returns a :class:`Work`. Any thread may call; the order of the
+    calls must be the same on every rank.
 
     Args:
         rank, world_size: Of this process; default: ``RANK`` and ``WORLD_SIZE``.
-        init: How ranks meet: ``"tcp://<host>:<port>"`` (rank 0 listens), ``"file://<folder>"`` (a fresh
-            folder that all ranks see), or a store (torch's, or an object with set and get). Default:
-            TCP at ``MASTER_ADDR:MASTER_PORT``.
-        name: Tells communicators apart that use the same store; unique per group and generation.
-        wire: Lossiest wire format allowed: "native", "fp16", "bf16", "int8"; default ``DPCOMM_WIRE``.
+        init: How ranks meet: ``"tcp://<host>:<port>"`` (rank 0 listens), ``"file://<folder>"`` (a
+            fresh folder that all ranks see), or a store (torch's, or an object with set and get).
+            Default: TCP at ``MASTER_ADDR:MASTER_PORT``.
+        name: Tells communicators apart that use one store; unique per group and generation.
+        wire: Lossiest wire format allowed: "native", "fp16", "bf16", "int8"; default
+            ``DPCOMM_WIRE``.
         wire_links: "network" (default: a lossy wire only between hosts) or "all".
         algorithm: "auto" or a name of ``dpcomm.schedule.algorithms()``; default ``DPCOMM_ALGO``.
         transport: "auto", "shm" or "inproc" (ranks are threads of this process).
@@ -219,7 +220,8 @@ class Communicator:
 
         Args:
             array: ``world_size`` blocks one after another.
-            out: One block; default: a new NumPy array of shape ``(shape[0] // world_size, *shape[1:])``.
+            out: One block; default: a new NumPy array of shape
+                ``(shape[0] // world_size, *shape[1:])``.
 
         Returns:
             ``out``; or a Work whose ``wait()`` returns it. Other arguments and errors as in
@@ -249,7 +251,10 @@ class Communicator:
         self._core.abort(f"rank {self.rank}: {reason}")
 
     def close(self) -> None:
-        """Leaves the group; waits for nobody. Operations in flight end with an error. Idempotent."""
+        """Leaves the group and waits for nobody; operations in flight end with an error.
+
+        May be called more than once.
+        """
         self._core.close()
         if self._owned is not None and hasattr(self._owned, "close"):
             self._owned.close()

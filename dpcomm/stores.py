@@ -1,7 +1,7 @@
 """Key-value stores through which the ranks of a communicator find each other.
 
-A store has two methods: ``set(key: str, value: bytes)`` and ``get(key: str, timeout: float)``, which
-waits for the key at most ``timeout`` seconds and returns its value, or None.
+A store has two methods: ``set(key: str, value: bytes)`` and ``get(key: str, timeout: float)``,
+which waits for the key at most ``timeout`` seconds and returns its value, or None.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class FileStore:
     """A folder on a file system that all ranks share; one file a key, written by rename.
 
     Args:
-        path: The folder. It is made if need be and can be deleted once the communicator stands. Use a
-            fresh one for every run: keys of an earlier run would be taken for this one's.
+        path: The folder. It is made if need be and can be deleted once the communicator stands.
+            Use a fresh one for every run: keys of an earlier run would be taken for this one's.
     """
 
     def __init__(self, path: str) -> None:
@@ -154,7 +154,8 @@ class TcpStore:
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise TimeoutError(
-                        f"rank 0 does not listen at tcp://{host}:{port} after {timeout:g} s: {error}"
+                        f"rank 0 does not listen at tcp://{host}:{port} after {timeout:g} s: "
+                        f"{error}"
                     ) from error
                 time.sleep(0.02)
 
@@ -208,7 +209,7 @@ def open_store(init: Any, rank: int, timeout: float) -> tuple[Store, bool]:
     """The store that ``init`` names, and whether the communicator owns it.
 
     Args:
-        init: ``"file://<folder>"``, ``"tcp://<host>:<port>"``, a store as above, or a store of torch.
+        init: ``"file://<folder>"``, ``"tcp://<host>:<port>"``, a store as above, or one of torch.
         rank: This process's rank.
         timeout: Seconds to wait for rank 0's TCP server.
 
