@@ -1,0 +1,195 @@
+"""The clock: all backends take turns on each size, in rounds, in an order that rotates."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+
+from dpcomm.bench.backends import IN_PLACE, Backend, Operation
+from dpcomm.bench.cases import Case, Expected, fill
+
+__all__ = ["Measurement", "Plan", "measure", "pool_buffers"]
+
+POOL_BYTES = 64 * 2**20  # sizes from ROTATE_FROM_BYTES up walk over more memory than this
+ROTATE_FROM_BYTES = 64 * 2**10
+SMALL_POOL_BYTES = 256 * 2**10  # smaller sizes stay in the second-level cache, as in training
+_MAX_SMALL_BUFFERS = 64
+_MIN_ITERATIONS, _MAX_ITERATIONS = 3, 5000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often and how long; the same on every rank."""
+
+    iterations: int = 0  # of one timed loop; 0: as many as fit into loop_seconds
+    loop_seconds: float = 0.05
+    warmup: int = 5
+    rounds: int = 5
+    checks: int = 1
+
+
+@dataclass
+class Measurement:
+    """One backend and placement on one size. Times are of one operation, the slowest rank's."""
+
+    backend: Backend
+    placement: str
+    iterations: int
+    round_us: list[float] = field(default_factory=list)
+    cpu_us: float = 0.0  # of one operation on one rank: all threads, mean over ranks
+    wrong: int | None = None  # elements, over all ranks and checks
+
+    @property
+    def time_us(self) -> float:
+        return statistics.median(self.round_us)
+
+    @property
+    def min_us(self) -> float:
+        return min(self.round_us)
+
+
+def pool_buffers(size_bytes: int) -> int:
+    """How many buffers of a size a loop walks over."""
+    if size_bytes >= ROTATE_FROM_BYTES:
+        return POOL_BYTES // size_bytes + 1
+    return max(1, min(_MAX_SMALL_BUFFERS, SMALL_POOL_BYTES // size_bytes))
+
+
+class _Pool:
+    """Input and output tensors of one placement, each on its own cache lines."""
+
+    def __init__(self, case: Case, placement: str, rank: int, buffers: int) -> None:
+        outputs = _rows(case.output_elems, buffers, case.dtype)
+        inputs = _rows(case.input_elems, buffers, case.dtype)
+        if placement == IN_PLACE:
+            mine = slice(rank * case.count, (rank + 1) * case.count)
+            if case.gathers:
+                inputs = [output[mine] for output in outputs]
+            elif case.reduces and case.collective != "all_reduce":
+                outputs = [input[mine] for input in inputs]
+            else:
+                inputs = outputs
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = list(zip(inputs, outputs, strict=True))
+
+    def refill(self, period: torch.Tensor) -> None:
+        """Writes every output, then every input (which may lie in its output)."""
+        for _, output in self.pairs:
+            fill(output, period)
+        for input, _ in self.pairs:
+            fill(input, period)
+
+
+def _rows(elems: int, rows: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    line = 64 // dtype.itemsize
+    stride = math.ceil(elems / line) * line
+    flat = torch.empty(rows * stride + line, dtype=dtype)
+    first = -(flat.data_ptr() // dtype.itemsize) % line
+    return [flat[first + i * stride : first + i * stride + elems] for i in range(rows)]
+
+
+def _quiet_period(case: Case, rank: int) -> torch.Tensor:
+    """Contents of timed buffers. In place the sums grow with each pass: begin far below one."""
+    if case.op == "prod":
+        return torch.ones_like(case.contribution(rank, 0))
+    if not case.dtype.is_floating_point:
+        return case.contribution(rank, 0)
+    period = case.contribution(rank, 0, lossy=True)
+    return period * 2.0 ** (-10 if case.dtype == torch.float16 else -60)
+
+
+def _most_iterations(case: Case) -> int:
+    """So many that sums in place stay finite: infinities are not what training sends."""
+    doublings = 20 if case.dtype == torch.float16 else 120
+    growth = math.log2(max(2, case.world_size * (2 if case.op == "premul" else 1)))
+    passes = max(1, int(doublings / growth))
+    return min(_MAX_ITERATIONS, passes * pool_buffers(case.size_bytes))
+
+
+def _time_loop(
+    run: Operation, pairs: list[tuple[torch.Tensor, torch.Tensor]], n: int
+) -> tuple[float, float]:
+    """Seconds and CPU seconds of n operations. One more runs before, so that all ranks start."""
+    walk = list(itertools.islice(itertools.cycle(pairs), n))
+    run(*pairs[-1])
+    cpu = time.process_time()
+    start = time.perf_counter()
+    for input, output in walk:
+        run(input, output)
+    end = time.perf_counter()
+    return end - start, time.process_time() - cpu
+
+
+def _agree(values: list[float], op: dist.ReduceOp.RedOpType) -> list[float]:
+    """The maximum or sum over the ranks, through the control group (untimed)."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, op)
+    return [float(value) for value in tensor]
+
+
+def measure(
+    case: Case,
+    backends: list[Backend],
+    plan: Plan,
+    tick: Callable[[], None] = lambda: None,
+) -> list[Measurement]:
+    """Measures every backend and placement on one case. Collective.
+
+    Args:
+        tick: called after every timed loop, for a progress bar.
+    Cost: about rounds * loop_seconds per backend and placement.
+    """
+    rank = dist.get_rank()
+    cells = [Measurement(b, p, plan.iterations) for b in backends for p in b.placements(case)]
+    buffers = pool_buffers(case.size_bytes)
+    pools = {p: _Pool(case, p, rank, buffers) for p in {cell.placement for cell in cells}}
+    runs = [cell.backend.operation(case) for cell in cells]
+    period = _quiet_period(case, rank)
+    for cell, run in zip(cells, runs, strict=True):
+        pools[cell.placement].refill(period)
+        pairs = pools[cell.placement].pairs
+        warm = max(plan.warmup, 1 if plan.iterations == 0 else 0)
+        seconds = _time_loop(run, pairs, warm)[0] / warm if warm else 0.0
+        if plan.iterations == 0:
+            slowest = max(_agree([seconds], dist.ReduceOp.MAX)[0], 1e-7)
+            fit = max(_MIN_ITERATIONS, int(plan.loop_seconds / slowest))
+            cell.iterations = min(fit, _most_iterations(case))
+    loops: list[list[tuple[float, float]]] = [[] for _ in cells]
+    for turn in range(plan.rounds):
+        for position in range(len(cells)):
+            i = (position + turn) % len(cells)
+            pool = pools[cells[i].placement]
+            pool.refill(period)
+            gc.collect(0)
+            gc.disable()
+            loops[i].append(_time_loop(runs[i], pool.pairs, cells[i].iterations))
+            gc.enable()
+            tick()
+    for cell, run, timed in zip(cells, runs, loops, strict=True):
+        slowest_loops = _agree([seconds for seconds, _ in timed], dist.ReduceOp.MAX)
+        cell.round_us = [1e6 * seconds / cell.iterations for seconds in slowest_loops]
+        cpu = statistics.median(seconds for _, seconds in timed)
+        cell.cpu_us = 1e6 * _agree([cpu], dist.ReduceOp.SUM)[0] / cell.iterations / case.world_size
+        if plan.checks:
+            cell.wrong = check(case, cell, run, plan.checks)
+    return cells
+
+
+def check(case: Case, cell: Measurement, run: Operation, checks: int) -> int:
+    """Runs the collective on fresh data and counts wrong elements over all ranks. Collective."""
+    rank, wire, wrong = dist.get_rank(), cell.backend.spec.wire, 0
+    for seed in range(1, checks + 1):
+        input, output = _Pool(case, cell.placement, rank, buffers=1).pairs[0]
+        output.view(torch.uint8).fill_(0x7F)  # poison
+        lossy = wire != "native" and case.can_be_lossy()
+        fill(input, case.contribution(rank, seed, lossy))
+        run(input, output)
+        wrong += Expected.of(case, rank, seed, wire).count_wrong(output)
+    return int(_agree([float(wrong)], dist.ReduceOp.SUM)[0])
