@@ -77,7 +77,9 @@ def run_record(world_size: int, hosts: int, options: dict[str, Any]) -> dict[str
         "hosts": hosts,
         "world_size": world_size,
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -184,7 +186,9 @@ class Table:
         """nccl-tests' last lines: wrong elements, and the mean bus bandwidth of each backend."""
         checked = [row["wrong"] for row in rows if row["wrong"] is not None]
         verdict = "OK" if not sum(checked) else "FAILED"
-        lines = [f"# Out of bounds values : {sum(checked)} {verdict if checked else '(not checked)'}"]
+        lines = [
+            f"# Out of bounds values : {sum(checked)} {verdict if checked else '(not checked)'}"
+        ]
         for label in self._labels:
             speeds = [row["busbw_gbps"] for row in rows if row["backend"] == label]
             if speeds:

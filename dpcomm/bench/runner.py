@@ -22,6 +22,7 @@ POOL_BYTES = 64 * 2**20  # sizes from ROTATE_FROM_BYTES up walk over more memory
 ROTATE_FROM_BYTES = 64 * 2**10
 SMALL_POOL_BYTES = 256 * 2**10  # smaller sizes stay in the second-level cache, as in training
 _MAX_SMALL_BUFFERS = 64
+Buffers = tuple[torch.Tensor, torch.Tensor]  # (input, output), flat
 _MIN_ITERATIONS, _MAX_ITERATIONS = 3, 5000
 
 
@@ -77,7 +78,9 @@ class _Pool:
                 outputs = [input[mine] for input in inputs]
             else:
                 inputs = outputs
-        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = list(zip(inputs, outputs, strict=True))
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = list(
+            zip(inputs, outputs, strict=True)
+        )
 
     def refill(self, period: torch.Tensor) -> None:
         """Writes every output, then every input (which may lie in its output)."""
@@ -113,9 +116,7 @@ def _most_iterations(case: Case) -> int:
     return min(_MAX_ITERATIONS, passes * pool_buffers(case.size_bytes))
 
 
-def _time_loop(
-    run: Operation, pairs: list[tuple[torch.Tensor, torch.Tensor]], n: int
-) -> tuple[float, float]:
+def _time_loop(run: Operation, pairs: list[Buffers], n: int) -> tuple[float, float]:
     """Seconds and CPU seconds of n operations. One more runs before, so that all ranks start."""
     walk = list(itertools.islice(itertools.cycle(pairs), n))
     run(*pairs[-1])

@@ -21,7 +21,9 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", text.strip().upper())
     if match is None:
-        raise ValueError(f"{text!r} is not a size: write bytes with an optional K, M or G, as in 32K")
+        raise ValueError(
+            f"{text!r} is not a size: write bytes with an optional K, M or G, as in 32K"
+        )
     size = float(match[1]) * _SUFFIX[match[2]]
     if size != int(size):
         raise ValueError(f"{text!r} is not a whole number of bytes")
