@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,9 @@ def main(argv: list[str] | None = None) -> int:
         return _run(options)
     except BenchError as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"dpcomm.bench: {error}", file=sys.stderr)
+            print(f"dpcomm.bench: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(0.5)  # torchrun ends the others at the first that fails: let rank 0 speak
         return 2
 
 
@@ -102,6 +105,7 @@ def _sweep(options: argparse.Namespace, sizes: list[int], backends: list[Backend
         options.iters, options.loop_ms * 1e-3, options.warmup_iters, options.rounds, options.check
     )
     table = report.Table([b.spec.label for b in backends], options.cpu, options.min)
+    reference = backends[-1].spec.label
     record = _record(options)
     work, notes = _supported(options, sizes, backends)
     if talks:
@@ -112,7 +116,7 @@ def _sweep(options: argparse.Namespace, sizes: list[int], backends: list[Backend
     try:
         for case, able in work:
             progress.describe(f"{case.collective} {case.dtype_name} {format_size(case.size_bytes)}")
-            new = report.make_rows(case, runner.measure(case, able, plan, progress.tick))
+            new = report.make_rows(case, runner.measure(case, able, plan, progress.tick), reference)
             rows += new
             if talks:
                 with progress.hidden():
@@ -140,7 +144,7 @@ def _supported(
 
     ops = options.op if options.collective in ("all_reduce", "reduce_scatter") else ["none"]
     work: list[tuple[Case, list[Backend]]] = []
-    notes: list[str] = []
+    skipped: dict[tuple[str, str], dict[str, list[str]]] = {}  # by backend and reason: op, dtypes
     for dtype in options.datatype:
         for op in ops:
             cases = [
@@ -151,15 +155,23 @@ def _supported(
             for backend in backends:
                 reason = unsupported_reason(backend, cases[0])
                 if reason:
-                    what = dtype if op == "none" else f"{op} of {dtype}"
-                    notes.append(f"# skipped: {backend.spec.label}, {what}: {reason}")
+                    by_op = skipped.setdefault((backend.spec.label, reason), {})
+                    by_op.setdefault(op, []).append(dtype)
                 else:
                     able.append(backend)
             if able:
                 work += [(case, able) for case in cases]
+    notes = [f"# skipped: {label}, {_listed(by)}: {why}" for (label, why), by in skipped.items()]
     if not work:
         raise BenchError("nothing to measure:\n" + "\n".join(notes))
     return work, notes
+
+
+def _listed(dtypes_by_op: dict[str, list[str]]) -> str:
+    parts = []
+    for op, dtypes in dtypes_by_op.items():
+        parts.append(("" if op == "none" else f"{op} of ") + " ".join(dtypes))
+    return "; ".join(parts)
 
 
 def _record(options: argparse.Namespace) -> dict[str, Any]:

@@ -98,6 +98,7 @@ def _ratio_panel(axis: Any, rows: list[Row]) -> None:
     for label, color, style, part in _series(rows):
         if part[0]["backend"] == reference:
             continue
+        part = [row for row in part if row["ratio"] is not None]
         sizes, values = [r["size_bytes"] for r in part], [r["ratio"] for r in part]
         axis.plot(sizes, values, style, color=color, label=label, marker="o", markersize=3)
         for size, value in zip(sizes, values, strict=True):

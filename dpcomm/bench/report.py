@@ -21,17 +21,19 @@ Row = dict[str, Any]
 OUT_OF_PLACE, IN_PLACE = "out-of-place", "in-place"
 
 
-def make_rows(case: Any, measurements: Iterable[Any]) -> list[Row]:
+def make_rows(case: Any, measurements: Iterable[Any], reference: str) -> list[Row]:
     """One row per backend and placement of one size (`cases.Case`, `runner.Measurement`s).
 
-    `ratio` is the time of the last backend over the time of this one in the same placement (in
-    any placement where the last backend has only another one): above 1 is faster than the last.
+    `ratio` is the time of the backend labelled `reference` over the time of this one: above 1 is
+    faster. It compares the same placement, or the only one that the reference has; it is None
+    where the reference did not run.
     """
     cells = list(measurements)
-    reference = {cell.placement: cell.time_us for cell in cells if _is_last(cell, cells)}
+    baselines = {c.placement: c.time_us for c in cells if c.backend.spec.label == reference}
+    only = next(iter(baselines.values())) if len(baselines) == 1 else None
     rows = []
     for cell in cells:
-        baseline = reference.get(cell.placement, next(iter(reference.values())))
+        baseline = baselines.get(cell.placement, only)
         seconds = cell.time_us * 1e-6
         rows.append(
             {
@@ -53,17 +55,13 @@ def make_rows(case: Any, measurements: Iterable[Any]) -> list[Row]:
                 ),
                 "cpu_us": round(cell.cpu_us, 4),
                 "wrong": cell.wrong,
-                "ratio": round(baseline / cell.time_us, 4),
-                "reference": cells[-1].backend.spec.label,
+                "ratio": None if baseline is None else round(baseline / cell.time_us, 4),
+                "reference": reference,
                 "iterations": cell.iterations,
                 "rounds_us": [round(value, 4) for value in cell.round_us],
             }
         )
     return rows
-
-
-def _is_last(cell: Any, cells: list[Any]) -> bool:
-    return bool(cell.backend.spec.label == cells[-1].backend.spec.label)
 
 
 def run_record(world_size: int, hosts: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -164,8 +162,10 @@ class Table:
         by_placement = {r["placement"]: r for r in rows}
         for placement in (OUT_OF_PLACE, IN_PLACE):
             text += "  " + self._block(by_placement.get(placement))
-        ratio = f"{by_placement.get(IN_PLACE, row)['ratio']:>7.2f}x" if self._ratio else ""
-        return f"{text}{ratio}  {row['backend']}"
+        if self._ratio:
+            ratio = by_placement.get(IN_PLACE, row)["ratio"]
+            text += f"{'n/a' if ratio is None else f'{ratio:.2f}x':>8}"
+        return f"{text}  {row['backend']}"
 
     def _block(self, row: Row | None) -> str:
         if row is None:
