@@ -101,7 +101,7 @@ class TorchBackend:
 
     def __init__(self, spec: BackendSpec, group: dist.ProcessGroup) -> None:
         self.spec = spec
-        self._group = group
+        self.group = group
 
     def placements(self, case: Case) -> tuple[str, ...]:
         if case.collective in ("all_reduce", "broadcast"):
@@ -111,7 +111,7 @@ class TorchBackend:
         return (OUT_OF_PLACE, IN_PLACE)
 
     def operation(self, case: Case) -> Operation:
-        group = self._group
+        group = self.group
         if case.collective == "all_reduce":
             return _on_output(functools.partial(dist.all_reduce, op=_torch_op(case), group=group))
         if case.collective == "broadcast":
@@ -128,7 +128,7 @@ class TorchBackend:
         return lambda input, output: scatter(output, input, op=op, group=group)
 
     def close(self) -> None:
-        dist.destroy_process_group(self._group)
+        dist.destroy_process_group(self.group)
 
 
 def _on_output(call: Callable[[torch.Tensor], object]) -> Operation:

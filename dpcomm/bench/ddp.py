@@ -1,0 +1,74 @@
+"""What communication costs a step of DistributedDataParallel."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["Replica", "StepCost", "step_costs"]
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A model under DDP on some backend, and a forward and backward pass through it."""
+
+    model: DistributedDataParallel
+    backward: Callable[[], object]
+
+
+@dataclass
+class StepCost:
+    """Milliseconds per step; medians over the pairs, then mean (CPU) or maximum (time) of ranks."""
+
+    cpu_ms: float = 0.0  # CPU time of a synchronised pass minus that of the pass under no_sync
+    synchronised_ms: float = 0.0  # time of the synchronised pass
+    alone_ms: float = 0.0  # time of the pass under no_sync
+    synchronised_cpu_ms: float = 0.0
+    cpu_pairs_ms: list[float] = field(default_factory=list)  # of this rank
+
+
+def step_costs(
+    replicas: list[Replica], pairs: int, tick: Callable[[], None] = lambda: None
+) -> list[StepCost]:
+    """Measures the replicas in turn, `pairs` times a pass with and without synchronisation.
+
+    CPU time is that of all threads of the process, so a backend's own threads and every wait that
+    spins count. All backends are measured the same way. Collective; optimizers are not stepped.
+    """
+    samples: list[list[tuple[float, float, float, float]]] = [[] for _ in replicas]
+    for turn in range(pairs):
+        for position in range(len(replicas)):
+            i = (position + turn) % len(replicas)
+            with replicas[i].model.no_sync():
+                alone_cpu, alone = _timed(replicas[i])
+            cpu, synchronised = _timed(replicas[i])
+            samples[i].append((cpu - alone_cpu, synchronised, alone, cpu))
+            tick()
+    return [_merge(values) for values in samples]
+
+
+def _timed(replica: Replica) -> tuple[float, float]:
+    """CPU milliseconds and milliseconds of a pass."""
+    replica.model.zero_grad()
+    cpu, start = time.process_time(), time.perf_counter()
+    replica.backward()
+    return 1e3 * (time.process_time() - cpu), 1e3 * (time.perf_counter() - start)
+
+
+def _merge(samples: list[tuple[float, float, float, float]]) -> StepCost:
+    cpu, synchronised, alone, whole = (
+        statistics.median(column) for column in zip(*samples, strict=True)
+    )
+    sums = torch.tensor([cpu, whole], dtype=torch.float64)
+    slowest = torch.tensor([synchronised, alone], dtype=torch.float64)
+    dist.all_reduce(sums)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX)
+    cpu, whole = (sums / dist.get_world_size()).tolist()
+    synchronised, alone = slowest.tolist()
+    return StepCost(cpu, synchronised, alone, whole, [row[0] for row in samples])
