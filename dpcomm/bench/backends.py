@@ -25,7 +25,7 @@ __all__ = ["Backend", "BackendSpec", "create_backend", "expand", "unsupported_re
 IN_PLACE, OUT_OF_PLACE = "in-place", "out-of-place"
 HOOK_SUFFIX = "-fp16hook"
 WITH_OPTIONS = ("dpcomm", "communicator")  # backends that have a wire format and an algorithm
-Operation = Callable[[torch.Tensor, torch.Tensor], object]  # (input, output), both flat
+Operation = Callable[[Any, Any], object]  # on (input, output), both flat, as Backend.array gives
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,9 @@ class Backend(Protocol):
 
     def operation(self, case: Case) -> Operation:
         """A call that runs the collective to its end on (input, output)."""
+
+    def array(self, tensor: torch.Tensor) -> Any:
+        """What `operation` takes: the tensor, or a view of it in the interface's own kind."""
 
     def close(self) -> None:
         """Frees the group."""
@@ -127,6 +130,9 @@ class TorchBackend:
         op = _torch_op(case)
         return lambda input, output: scatter(output, input, op=op, group=group)
 
+    def array(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
     def close(self) -> None:
         dist.destroy_process_group(self.group)
 
@@ -160,6 +166,9 @@ class Fp16HookBackend:
 
         return hooked
 
+    def array(self, tensor: torch.Tensor) -> Any:
+        return self._inner.array(tensor)
+
     def close(self) -> None:
         self._inner.close()
 
@@ -172,7 +181,7 @@ def create_backend(spec: BackendSpec, wire_links: str, timeout_s: float) -> Back
     """
     inner: Backend
     if spec.base == "communicator":
-        inner = _communicator_backend(spec, wire_links, timeout_s)
+        inner = _communicator(spec, wire_links, timeout_s)
     else:
         _check_name(spec.base)
         options = _dpcomm_options(spec, wire_links) if spec.base in WITH_OPTIONS else None
@@ -206,13 +215,61 @@ def _dpcomm_options(spec: BackendSpec, wire_links: str) -> Any:
     import dpcomm
 
     try:
-        return dpcomm.Options(wire=spec.wire, algorithm=spec.algo, wire_links=wire_links)  # type: ignore[attr-defined]
+        return dpcomm.Options(wire=spec.wire, algorithm=spec.algo, wire_links=wire_links)
     except (ValueError, TypeError, RuntimeError) as error:
         raise BenchError(str(error)) from error
 
 
-def _communicator_backend(spec: BackendSpec, wire_links: str, timeout_s: float) -> Backend:
-    raise BenchError("communicator: not yet")
+class CommunicatorBackend:
+    """dpcomm.Communicator, which needs no torch, on NumPy arrays (bfloat16: on tensors)."""
+
+    def __init__(self, spec: BackendSpec, wire_links: str, timeout_s: float) -> None:
+        import dpcomm
+
+        self.spec = spec
+        self._comm = dpcomm.Communicator(
+            dist.get_rank(),
+            dist.get_world_size(),
+            dist.distributed_c10d._get_default_store(),
+            name=f"bench/{spec.label}",
+            wire=spec.wire,
+            wire_links=wire_links,
+            algorithm=spec.algo,
+            timeout=timeout_s,
+        )
+
+    def placements(self, case: Case) -> tuple[str, ...]:
+        if case.collective == "broadcast":
+            return (IN_PLACE,)
+        return (OUT_OF_PLACE, IN_PLACE)
+
+    def operation(self, case: Case) -> Operation:
+        comm = self._comm
+        op = {"prod": "product", "premul": "premul_sum"}.get(case.op, case.op)
+        if case.collective == "all_reduce":
+            factor = PREMUL_FACTOR if op == "premul_sum" else 1.0
+            return lambda input, output: comm.all_reduce(input, op, out=output, factor=factor)
+        if case.collective == "broadcast":
+            return lambda _, output: comm.broadcast(output, case.root)
+        if case.collective == "all_gather":
+            return lambda input, output: comm.all_gather(input, out=output)
+        if case.collective == "reduce_scatter":
+            factor = PREMUL_FACTOR if op == "premul_sum" else 1.0
+            return lambda input, output: comm.reduce_scatter(input, op, out=output, factor=factor)
+        raise BenchError(f"the communicator has no {case.collective}")
+
+    def array(self, tensor: torch.Tensor) -> Any:
+        return tensor if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+    def close(self) -> None:
+        self._comm.close()
+
+
+def _communicator(spec: BackendSpec, wire_links: str, timeout_s: float) -> Backend:
+    try:
+        return CommunicatorBackend(spec, wire_links, timeout_s)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise BenchError(f"{spec.label}: {error}") from error
 
 
 def unsupported_reason(backend: Backend, case: Case) -> str:
@@ -231,9 +288,11 @@ def unsupported_reason(backend: Backend, case: Case) -> str:
     )
     try:
         run = backend.operation(small)
-        shared = OUT_OF_PLACE not in backend.placements(small)
-        output = torch.ones(small.output_elems, dtype=small.dtype)
-        run(output if shared else torch.ones(small.input_elems, dtype=small.dtype), output)
+        output = backend.array(torch.ones(small.output_elems, dtype=small.dtype))
+        if OUT_OF_PLACE in backend.placements(small):
+            run(backend.array(torch.ones(small.input_elems, dtype=small.dtype)), output)
+        else:
+            run(output, output)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, BenchError) as error:
         return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ""

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -128,6 +129,15 @@ def _time_loop(run: Operation, pairs: list[Buffers], n: int) -> tuple[float, flo
     return end - start, time.process_time() - cpu
 
 
+def _arrays(backend: Backend, pairs: list[Buffers]) -> list[tuple[Any, Any]]:
+    """The buffers in the backend's own kind; one object where input and output are one."""
+    arrays = []
+    for input, output in pairs:
+        array = backend.array(output)
+        arrays.append((array if input is output else backend.array(input), array))
+    return arrays
+
+
 def _agree(values: list[float], op: dist.ReduceOp.RedOpType) -> list[float]:
     """The maximum or sum over the ranks, through the control group (untimed)."""
     tensor = torch.tensor(values, dtype=torch.float64)
@@ -155,7 +165,7 @@ def measure(
     period = _quiet_period(case, rank)
     for cell, run in zip(cells, runs, strict=True):
         pools[cell.placement].refill(period)
-        pairs = pools[cell.placement].pairs
+        pairs = _arrays(cell.backend, pools[cell.placement].pairs)
         warm = max(plan.warmup, 1 if plan.iterations == 0 else 0)
         seconds = _time_loop(run, pairs, warm)[0] / warm if warm else 0.0
         if plan.iterations == 0:
@@ -168,9 +178,10 @@ def measure(
             i = (position + turn) % len(cells)
             pool = pools[cells[i].placement]
             pool.refill(period)
+            pairs = _arrays(cells[i].backend, pool.pairs)
             gc.collect(0)
             gc.disable()
-            loops[i].append(_time_loop(runs[i], pool.pairs, cells[i].iterations))
+            loops[i].append(_time_loop(runs[i], pairs, cells[i].iterations))
             gc.enable()
             tick()
     for cell, run, timed in zip(cells, runs, loops, strict=True):
@@ -191,6 +202,6 @@ def check(case: Case, cell: Measurement, run: Operation, checks: int) -> int:
         output.view(torch.uint8).fill_(0x7F)  # poison
         lossy = wire != "native" and case.can_be_lossy()
         fill(input, case.contribution(rank, seed, lossy))
-        run(input, output)
+        run(*_arrays(cell.backend, [(input, output)])[0])
         wrong += Expected.of(case, rank, seed, wire).count_wrong(output)
     return int(_agree([float(wrong)], dist.ReduceOp.SUM)[0])
