@@ -1,0 +1,203 @@
+// The extension module dpcomm._torch: the backend for torch.distributed. Built with the pybind11
+// that torch bundles, so that its types, and its translation of exceptions, are shared with torch.
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <torch/csrc/distributed/c10d/Types.hpp>
+
+#include "base/env.h"
+#include "schedule/registry.h"
+#include "torch/process_group.h"
+#include "torch/python_hooks.h"
+
+namespace dpcomm {
+namespace {
+
+namespace py = pybind11;
+
+/// The classes of dpcomm.errors by ErrorKind; held until the process ends.
+PyObject* error_types[4];
+
+const char* class_name(ErrorKind kind) {
+  constexpr const char* kNames[] = {"UsageError", "PeerError", "TimeoutError", "InternalError"};
+  return kNames[static_cast<int>(kind)];
+}
+
+/// An error of the core in the form that torch's own translation understands. pybind's functions
+/// would do with a registered translator, but the engine of the backward pass uses torch's.
+class PythonError final : public torch::PyTorchError {
+ public:
+  PythonError(ErrorKind kind, const char* message) : torch::PyTorchError(message), kind_(kind) {}
+  PyObject* python_type() override { return error_types[static_cast<int>(kind_)]; }
+
+ private:
+  ErrorKind kind_;
+};
+
+std::exception_ptr to_python_error(std::exception_ptr pointer) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const Error& error) {
+    return std::make_exception_ptr(PythonError(error.kind(), error.what()));
+  } catch (...) {
+    return pointer;
+  }
+}
+
+void without_gil(const std::function<void()>& body) {
+  if (Py_IsInitialized() && PyGILState_Check()) {
+    const py::gil_scoped_release release;
+    body();
+  } else {
+    body();
+  }
+}
+
+void install_hooks() {
+  const py::module_ errors = py::module_::import("dpcomm.errors");
+  for (const ErrorKind kind :
+       {ErrorKind::kUsage, ErrorKind::kPeer, ErrorKind::kTimeout, ErrorKind::kInternal}) {
+    error_types[static_cast<int>(kind)] = py::object(errors.attr(class_name(kind))).release().ptr();
+  }
+  python_hooks() = PythonHooks{&to_python_error, &without_gil};
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    if (!pointer) return;
+    try {
+      std::rethrow_exception(pointer);
+    } catch (PythonError& error) {
+      PyErr_SetString(error.python_type(), error.what());
+    } catch (const Error& error) {
+      PyErr_SetString(error_types[static_cast<int>(error.kind())], error.what());
+    }
+  });
+}
+
+template <class Names>
+std::string joined(const Names& names) {
+  std::string all;
+  for (const std::string& each : names) all += (all.empty() ? "" : ", ") + each;
+  return all;
+}
+
+std::vector<std::string> wire_names() {
+  std::vector<std::string> names;
+  for (int i = 0; i < kWireFormats; ++i) names.emplace_back(name(static_cast<WireFormat>(i)));
+  return names;
+}
+
+WireFormat wire_format(const std::string& wanted) {
+  for (int i = 0; i < kWireFormats; ++i) {
+    if (wanted == name(static_cast<WireFormat>(i))) return static_cast<WireFormat>(i);
+  }
+  throw usage_error("wire='", wanted, "' is none of ", joined(wire_names()));
+}
+
+std::vector<std::string> algorithm_names() {
+  std::vector<std::string> names{"auto"};
+  for (const AlgorithmInfo& info : kAlgorithms) {
+    if (info.collective == Collective::kAllReduce) names.emplace_back(info.name);
+  }
+  return names;
+}
+
+std::string algorithm(const std::string& wanted) {
+  const std::vector<std::string> names = algorithm_names();
+  if (std::find(names.begin(), names.end(), wanted) != names.end()) return wanted;
+  throw usage_error("algorithm='", wanted, "' is none of ", joined(names));
+}
+
+bool on_all_links(const std::string& wanted) {
+  if (wanted == "all") return true;
+  if (wanted == "network") return false;
+  throw usage_error("wire_links='", wanted, "' is none of network, all");
+}
+
+CommunicatorOptions communicator_options(const c10d::DistributedBackendOptions& group,
+                                         const py::dict& chosen) {
+  // Lowest first: torch's timeout, the environment, what the call chose.
+  CommunicatorOptions options = CommunicatorOptions::from_environment();
+  if (environment(Variable::TIMEOUT).empty()) {
+    options.timeout = std::chrono::duration_cast<std::chrono::milliseconds>(group.timeout);
+  }
+  for (const auto& [key, value] : chosen) {
+    const std::string name = key.cast<std::string>();
+    if (name == "wire") {
+      options.wire = wire_format(value.cast<std::string>());
+    } else if (name == "wire_links") {
+      options.wire_on_all_links = on_all_links(value.cast<std::string>());
+    } else if (name == "algorithm") {
+      options.algorithm = algorithm(value.cast<std::string>());
+    } else if (name == "transport") {
+      options.transport = value.cast<std::string>();
+    } else if (name == "timeout_ms") {
+      options.timeout = std::chrono::milliseconds(value.cast<int64_t>());
+    } else {
+      throw usage_error("no option named ", name);
+    }
+  }
+  return options;
+}
+
+c10::intrusive_ptr<c10d::Backend> create(const c10d::DistributedBackendOptions& group,
+                                         const py::dict& chosen) {
+  CommunicatorOptions options = communicator_options(group, chosen);
+  const py::gil_scoped_release release;
+  return c10::make_intrusive<ProcessGroupDpcomm>(group.store, group.group_rank, group.group_size,
+                                                 group.group_id, std::move(options));
+}
+
+const Communicator& communicator_of(const c10::intrusive_ptr<c10d::Backend>& backend) {
+  const auto* group = dynamic_cast<const ProcessGroupDpcomm*>(backend.get());
+  if (group == nullptr) throw usage_error("not a group of backend dpcomm");
+  return group->communicator();
+}
+
+py::dict stats(const c10::intrusive_ptr<c10d::Backend>& backend) {
+  const CommunicatorStats stats = communicator_of(backend).stats();
+  py::dict all;
+  all["operations"] = stats.operations;
+  all["bytes"] = stats.bytes;
+  all["wire_bytes"] = stats.wire_bytes;
+  all["wait_ns"] = stats.wait_ns;
+  return all;
+}
+
+py::dict options(const c10::intrusive_ptr<c10d::Backend>& backend) {
+  const CommunicatorOptions& options = communicator_of(backend).options();
+  py::dict all;
+  all["wire"] = name(options.wire);
+  all["wire_links"] = options.wire_on_all_links ? "all" : "network";
+  all["algorithm"] = options.algorithm;
+  all["timeout_ms"] = options.timeout.count();
+  all["transport"] = options.transport;
+  all["name"] = options.name;
+  return all;
+}
+
+std::optional<std::string> set_thread_wire(const std::optional<std::string>& wire) {
+  std::optional<std::string> previous;
+  if (thread_wire()) previous = name(*thread_wire());
+  thread_wire() = wire ? std::optional(wire_format(*wire)) : std::nullopt;
+  return previous;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  module.doc() = "dpcomm as a backend of torch.distributed.";
+  py::module_::import("torch.distributed");  // the types that the functions below speak of
+  install_hooks();
+  module.def("create", &create, py::arg("group"), py::arg("chosen"));
+  module.def("shutdown_all", &ProcessGroupDpcomm::shutdown_all,
+             py::call_guard<py::gil_scoped_release>());
+  module.def("stats", &stats, py::arg("backend"));
+  module.def("options", &options, py::arg("backend"));
+  module.def("set_thread_wire", &set_thread_wire, py::arg("wire"));
+  module.def("wires", &wire_names);
+  module.def("algorithms", &algorithm_names);
+}
+
+}  // namespace dpcomm

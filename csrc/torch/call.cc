@@ -1,0 +1,374 @@
+#include "torch/call.h"
+
+#include <ATen/ATen.h>
+#include <ATen/MemoryOverlap.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+
+namespace dpcomm {
+namespace {
+
+std::optional<Dtype> core_dtype(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return Dtype::kFloat32;
+    case at::kDouble:
+      return Dtype::kFloat64;
+    case at::kHalf:
+      return Dtype::kFloat16;
+    case at::kBFloat16:
+      return Dtype::kBFloat16;
+    case at::kChar:
+      return Dtype::kInt8;
+    case at::kByte:
+      return Dtype::kUint8;
+    case at::kShort:
+      return Dtype::kInt16;
+    case at::kInt:
+      return Dtype::kInt32;
+    case at::kLong:
+      return Dtype::kInt64;
+    case at::kBool:
+      return Dtype::kBool;
+    default:
+      return std::nullopt;
+  }
+}
+
+/// The integer type by which elements of `bytes` bytes are moved, and how many each takes.
+std::pair<Dtype, size_t> movable_dtype(size_t bytes) {
+  if (bytes % 8 == 0) return {Dtype::kInt64, bytes / 8};
+  if (bytes == 4) return {Dtype::kInt32, 1};
+  if (bytes == 2) return {Dtype::kInt16, 1};
+  return {Dtype::kUint8, bytes};
+}
+
+ReduceOp core_op(const c10d::ReduceOp& op) {
+  switch (op.op_) {
+    case c10d::ReduceOp::SUM:
+      return ReduceOp::kSum;
+    case c10d::ReduceOp::AVG:
+      return ReduceOp::kAvg;
+    case c10d::ReduceOp::PRODUCT:
+      return ReduceOp::kProduct;
+    case c10d::ReduceOp::MIN:
+      return ReduceOp::kMin;
+    case c10d::ReduceOp::MAX:
+      return ReduceOp::kMax;
+    case c10d::ReduceOp::BAND:
+      return ReduceOp::kBand;
+    case c10d::ReduceOp::BOR:
+      return ReduceOp::kBor;
+    case c10d::ReduceOp::BXOR:
+      return ReduceOp::kBxor;
+    case c10d::ReduceOp::PREMUL_SUM:
+      return ReduceOp::kPremulSum;
+    default:
+      throw usage_error("unknown ReduceOp ", static_cast<int>(op.op_));
+  }
+}
+
+double premul_factor(const c10d::ReduceOp& op) {
+  const auto* supplement = dynamic_cast<const c10d::NCCLPreMulSumSupplement*>(op.supplement_.get());
+  if (supplement == nullptr) throw usage_error("PREMUL_SUM without a factor");
+  return supplement->tensor_factor.defined() ? supplement->tensor_factor.item<double>()
+                                             : supplement->double_factor;
+}
+
+/// True if the bytes of `tensor` in memory are its elements in order.
+bool is_plain(const at::Tensor& tensor) {
+  return tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg();
+}
+
+bool overlap(const void* a, size_t a_bytes, const void* b, size_t b_bytes) {
+  const auto a_first = reinterpret_cast<uintptr_t>(a), b_first = reinterpret_cast<uintptr_t>(b);
+  return a_first < b_first + b_bytes && b_first < a_first + a_bytes;
+}
+
+/// True if the tensors lie one after the other, as the blocks of one buffer.
+bool are_consecutive(const std::vector<at::Tensor>& blocks) {
+  const auto* next = static_cast<const std::byte*>(blocks[0].const_data_ptr());
+  for (const at::Tensor& block : blocks) {
+    if (!is_plain(block) || block.const_data_ptr() != next) return false;
+    next += block.nbytes();
+  }
+  return true;
+}
+
+}  // namespace
+
+std::optional<WireFormat>& thread_wire() {
+  thread_local std::optional<WireFormat> wire;
+  return wire;
+}
+
+Call::Call(Group group, c10d::OpType type, const char* title, bool async,
+           std::chrono::milliseconds timeout)
+    : group_(group),
+      type_(type),
+      title_(title),
+      async_(async),
+      timeout_(std::max(timeout, std::chrono::milliseconds(0))) {}
+
+const char* Call::what() const { return title_ + sizeof("dpcomm:") - 1; }
+
+Operation& Call::add(Collective collective) {
+  Operation& operation = operations_.emplace_back();
+  operation.collective = collective;
+  operation.timeout = timeout_;
+  return operation;
+}
+
+void Call::check(const at::Tensor& tensor) const {
+  if (!tensor.defined()) throw usage_error(what(), ": undefined tensor");
+  if (tensor.layout() != at::kStrided || tensor.is_quantized()) {
+    throw usage_error(what(), " wants dense tensors, not ", c10::str(tensor.layout()),
+                      tensor.is_quantized() ? " (quantized)" : "");
+  }
+  if (!tensor.device().is_cpu()) {
+    throw usage_error(what(), ": a tensor is on ", tensor.device().str(),
+                      ", but this build of dpcomm serves tensors on the CPU");
+  }
+}
+
+void Call::check_output(const at::Tensor& tensor) const {
+  check(tensor);
+  if (at::has_internal_overlap(tensor) == at::MemOverlap::Yes) {
+    throw usage_error(what(), ": several elements of an output share one place in memory ",
+                      "(an expanded tensor?); pass a clone");
+  }
+}
+
+void Call::check_blocks(const at::Tensor& whole, const at::Tensor& block) const {
+  if (whole.scalar_type() != block.scalar_type()) {
+    throw usage_error(what(), ": input and output are ", c10::toString(whole.scalar_type()),
+                      " and ", c10::toString(block.scalar_type()));
+  }
+  if (whole.numel() != block.numel() * group_.world) {
+    throw usage_error(what(), ": ", whole.numel(), " elements are not world_size ", group_.world,
+                      " times ", block.numel());
+  }
+}
+
+void Call::check_blocks(const std::vector<at::Tensor>& blocks, const at::Tensor& block) const {
+  if (blocks.size() != static_cast<size_t>(group_.world)) {
+    throw usage_error(what(), ": a list of ", blocks.size(), " tensors for world_size ",
+                      group_.world);
+  }
+  for (const at::Tensor& other : blocks) {
+    if (!other.defined() || other.scalar_type() != block.scalar_type() ||
+        other.numel() != block.numel()) {
+      throw usage_error(what(), ": all tensors of the list must have the dtype and the number of ",
+                        "elements of the single one (", c10::toString(block.scalar_type()), ", ",
+                        block.numel(), ")");
+    }
+  }
+}
+
+void Call::set_dtype(Operation& operation, const at::Tensor& tensor) const {
+  operation.count = tensor.numel();
+  if (const auto dtype = core_dtype(tensor.scalar_type())) {
+    operation.dtype = *dtype;
+    return;
+  }
+  const auto [dtype, each] = movable_dtype(tensor.element_size());
+  operation.dtype = dtype;
+  operation.count *= each;
+}
+
+void Call::set_reduction(Operation& operation, const at::Tensor& tensor,
+                         const c10d::ReduceOp& op) const {
+  const auto dtype = core_dtype(tensor.scalar_type());
+  operation.op = core_op(op);
+  if (!dtype || !is_supported(operation.op, *dtype)) {
+    throw usage_error(what(), ": no reduction by ", name(operation.op), " of ",
+                      c10::toString(tensor.scalar_type()),
+                      tensor.is_complex() ? " (pass torch.view_as_real of it)" : "");
+  }
+  operation.dtype = *dtype;
+  operation.count = tensor.numel();
+  if (operation.op == ReduceOp::kPremulSum) operation.factor = premul_factor(op);
+  if (thread_wire() && may_be_lossy(operation.op, operation.dtype)) operation.wire = thread_wire();
+}
+
+void Call::set_root(Operation& operation, int64_t root) const {
+  if (root < 0 || root >= group_.world) {
+    throw usage_error(what(), ": root ", root, " is no rank of a group of ", group_.world);
+  }
+  operation.root = static_cast<int>(root);
+}
+
+void Call::hold(const at::Tensor& tensor) {
+  if (async_) held_.push_back(tensor);
+}
+
+void Call::hold_result(const at::Tensor& tensor) {
+  if (async_) results_.push_back(tensor);
+}
+
+const at::Tensor& Call::buffer_for(const at::Tensor& tensor) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return held_.emplace_back(at::empty(tensor.sizes(), tensor.options()));
+}
+
+const at::Tensor& Call::copy_of(const at::Tensor& tensor) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  const at::Tensor& buffer = buffer_for(tensor);
+  buffer.copy_(tensor);
+  return buffer;
+}
+
+const at::Tensor& Call::rows_for(const at::Tensor& block) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return held_.emplace_back(at::empty({group_.world, block.numel()}, block.options()));
+}
+
+const void* Call::read(const at::Tensor& tensor) {
+  if (!is_plain(tensor)) return copy_of(tensor).const_data_ptr();
+  hold(tensor);
+  return tensor.const_data_ptr();
+}
+
+void* Call::write(const at::Tensor& tensor) {
+  if (is_plain(tensor)) return tensor.mutable_data_ptr();
+  const at::Tensor& buffer = buffer_for(tensor);
+  copies_.emplace_back(tensor, buffer);
+  return buffer.mutable_data_ptr();
+}
+
+void* Call::update(const at::Tensor& tensor) {
+  if (is_plain(tensor)) return tensor.mutable_data_ptr();
+  const at::Tensor& buffer = copy_of(tensor);
+  copies_.emplace_back(tensor, buffer);
+  return buffer.mutable_data_ptr();
+}
+
+void Call::all_reduce(const at::Tensor& tensor, const c10d::ReduceOp& op) {
+  check_output(tensor);
+  Operation& operation = add(Collective::kAllReduce);
+  set_reduction(operation, tensor, op);
+  operation.input = operation.output = update(tensor);
+  hold_result(tensor);
+}
+
+void Call::reduce(const at::Tensor& tensor, const c10d::ReduceOp& op, int64_t root) {
+  const bool is_root = root == group_.rank;
+  is_root ? check_output(tensor) : check(tensor);
+  Operation& operation = add(Collective::kReduce);
+  set_reduction(operation, tensor, op);
+  set_root(operation, root);
+  if (is_root) {
+    operation.input = operation.output = update(tensor);
+  } else {
+    operation.input = read(tensor);
+  }
+  hold_result(tensor);
+}
+
+void Call::broadcast(const at::Tensor& tensor, int64_t root) {
+  const bool is_root = root == group_.rank;
+  is_root ? check(tensor) : check_output(tensor);
+  Operation& operation = add(Collective::kBroadcast);
+  set_dtype(operation, tensor);
+  set_root(operation, root);
+  if (is_root) {
+    operation.input = read(tensor);
+    operation.output = const_cast<void*>(operation.input);  // in place: nothing is written
+  } else {
+    operation.output = write(tensor);
+  }
+  hold_result(tensor);
+}
+
+void Call::all_gather(const at::Tensor& output, const at::Tensor& input) {
+  check(input);
+  check_output(output);
+  check_blocks(output, input);
+  Operation& operation = add(Collective::kAllGather);
+  set_dtype(operation, input);
+  operation.output = write(output);
+  operation.input = read(input);
+  const auto* own = static_cast<const std::byte*>(operation.output) + group_.rank * input.nbytes();
+  if (operation.input != own &&
+      overlap(operation.input, input.nbytes(), operation.output, output.nbytes())) {
+    operation.input = copy_of(input).const_data_ptr();
+  }
+  hold_result(output);
+}
+
+void Call::all_gather(const std::vector<at::Tensor>& outputs, const at::Tensor& input) {
+  check(input);
+  check_blocks(outputs, input);
+  for (const at::Tensor& output : outputs) check_output(output);
+  Operation& operation = add(Collective::kAllGather);
+  set_dtype(operation, input);
+  operation.input = read(input);
+  const size_t bytes = input.nbytes();
+  if (are_consecutive(outputs) &&
+      !overlap(operation.input, bytes, outputs[0].const_data_ptr(), bytes * group_.world)) {
+    operation.output = outputs[0].mutable_data_ptr();
+  } else {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const at::Tensor rows = rows_for(input);
+    operation.output = rows.mutable_data_ptr();
+    for (int rank = 0; rank < group_.world; ++rank) {
+      copies_.emplace_back(outputs[rank], rows.select(0, rank).view(outputs[rank].sizes()));
+    }
+  }
+  for (const at::Tensor& output : outputs) hold_result(output);
+}
+
+void Call::reduce_scatter(const at::Tensor& output, const at::Tensor& input,
+                          const c10d::ReduceOp& op) {
+  check(input);
+  check_output(output);
+  check_blocks(input, output);
+  Operation& operation = add(Collective::kReduceScatter);
+  set_reduction(operation, output, op);
+  operation.input = read(input);
+  operation.output = write(output);
+  const auto* own = static_cast<const std::byte*>(operation.input) + group_.rank * output.nbytes();
+  if (operation.output != own &&
+      overlap(operation.output, output.nbytes(), operation.input, input.nbytes())) {
+    operation.input = copy_of(input).const_data_ptr();
+  }
+  hold_result(output);
+}
+
+void Call::reduce_scatter(const at::Tensor& output, const std::vector<at::Tensor>& inputs,
+                          const c10d::ReduceOp& op) {
+  check_output(output);
+  check_blocks(inputs, output);
+  for (const at::Tensor& input : inputs) check(input);
+  Operation& operation = add(Collective::kReduceScatter);
+  set_reduction(operation, output, op);
+  operation.output = write(output);
+  const size_t bytes = output.nbytes();
+  if (are_consecutive(inputs) &&
+      !overlap(operation.output, bytes, inputs[0].const_data_ptr(), bytes * group_.world)) {
+    operation.input = inputs[0].const_data_ptr();
+    for (const at::Tensor& input : inputs) hold(input);
+  } else {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const at::Tensor rows = rows_for(output);
+    operation.input = rows.const_data_ptr();
+    for (int rank = 0; rank < group_.world; ++rank) {
+      rows.select(0, rank).view(inputs[rank].sizes()).copy_(inputs[rank]);
+    }
+  }
+  hold_result(output);
+}
+
+void Call::barrier() { add(Collective::kBarrier); }
+
+void Call::finish() {
+  if (copies_.empty()) return;
+  at::AutoDispatchBelowADInplaceOrView guard;
+  for (auto& [to, from] : copies_) to.copy_(from);
+}
+
+void Call::release() {
+  copies_.clear();
+  held_.clear();
+}
+
+}  // namespace dpcomm

@@ -1,0 +1,47 @@
+// The handle that torch holds of an asynchronous call.
+#pragma once
+
+#include <ATen/core/ivalue.h>
+
+#include <memory>
+#include <torch/csrc/distributed/c10d/Work.hpp>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "torch/call.h"
+
+namespace dpcomm {
+
+/// Complete when all operations of its call are, and their results lie in the tensors. Members may
+/// be called from any thread. Keeps itself and the call's tensors alive until then; afterwards only
+/// the results, which result() and the future give.
+class TorchWork final : public c10d::Work {
+ public:
+  /// Hands the operations of `call` to the communicator. Throws what submit() throws.
+  static c10::intrusive_ptr<TorchWork> launch(Communicator& communicator, Call&& call,
+                                              uint64_t sequence);
+
+  TorchWork(int rank, Call&& call, uint64_t sequence);
+
+  /// Returns true once complete; throws the error it ended with. A positive `timeout` that runs out
+  /// gives dpcomm's TimeoutError, and the call goes on.
+  bool wait(std::chrono::milliseconds timeout = kNoTimeout) override;
+  /// The tensors of the call, one list. Throws UsageError before it is complete.
+  std::vector<at::Tensor> result() override;
+  /// A future of the same list. Its callbacks run in the thread that completes it, or in the
+  /// caller's if it is complete.
+  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
+  uint64_t getSequencenumber() const override { return sequence_; }
+
+ private:
+  void complete();
+  void complete_future();
+
+  Call call_;
+  const uint64_t sequence_;
+  std::vector<std::shared_ptr<dpcomm::Work>> parts_;  // one for each operation, in order
+  c10::intrusive_ptr<c10::ivalue::Future> future_;    // under mutex_
+  bool future_complete_ = false;                      // under mutex_
+};
+
+}  // namespace dpcomm
