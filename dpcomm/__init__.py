@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys as _sys
 from typing import TYPE_CHECKING, Any
 
 from dpcomm.errors import DpcommError, InternalError, PeerError, TimeoutError, UsageError
+from dpcomm.options import Options, wire
 
 if TYPE_CHECKING:
     from dpcomm.communicator import Communicator
@@ -15,9 +17,11 @@ __all__ = [
     "Communicator",
     "DpcommError",
     "InternalError",
+    "Options",
     "PeerError",
     "TimeoutError",
     "UsageError",
+    "wire",
 ]
 
 
@@ -27,3 +31,11 @@ def __getattr__(name: str) -> Any:
 
         return Communicator
     raise AttributeError(f"module 'dpcomm' has no attribute {name!r}")
+
+
+# The backend's name is made known to a torch that is there already; one that is imported later does
+# it itself, through the entry point. Without torch all else works.
+if "torch" in _sys.modules:
+    from dpcomm import _autoload as _autoload
+
+    _autoload.register()

@@ -1,0 +1,38 @@
+"""The torch binding (csrc/bind/torch_module.cc). Use dpcomm.backend, which checks versions first."""
+
+from typing import Any, TypedDict
+
+class _Stats(TypedDict):
+    operations: int
+    bytes: int
+    wire_bytes: int
+    wait_ns: int
+
+class _Options(TypedDict):
+    wire: str
+    wire_links: str
+    algorithm: str
+    timeout_ms: int
+    transport: str
+    name: str
+
+def create(group: Any, chosen: dict[str, str | int]) -> Any:
+    """A group for torch's _DistributedBackendOptions. `chosen` overrides the environment."""
+
+def shutdown_all() -> None:
+    """Leaves every group of this process; waits for nobody."""
+
+def stats(backend: Any) -> _Stats:
+    """Counts since the group was made. `backend`: ``pg._get_backend(torch.device("cpu"))``."""
+
+def options(backend: Any) -> _Options:
+    """The options in use."""
+
+def set_thread_wire(wire: str | None) -> str | None:
+    """Sets the wire format of this thread's reductions; returns the one before. None: the group's."""
+
+def wires() -> list[str]:
+    """Names of the wire formats."""
+
+def algorithms() -> list[str]:
+    """Names that the option `algorithm` takes."""
