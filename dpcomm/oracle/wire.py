@@ -125,9 +125,14 @@ def _canonical(values: Array) -> Array:
     return result
 
 
+def _widen(values: Float32) -> npt.NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return values.astype(np.float64)
+
+
 def _bf16_bits(acc: Float32) -> npt.NDArray[np.uint16]:
     """Float32 rounded to 8 significant bits (and to multiples of 2^-133), as bits of bf16."""
-    wide = acc.astype(np.float64)
+    wide = _widen(acc)
     finite = np.isfinite(wide)
     _, exponent = np.frexp(np.where(finite, wide, 0.0))
     unit = np.ldexp(1.0, np.maximum(exponent, -125) - 8)
@@ -200,7 +205,7 @@ def _block_exponent(wire: str, block: Float32) -> int:
 
 
 def _encode_fp16_block(block: Float32, exponent: int) -> npt.NDArray[np.float16]:
-    wide = block.astype(np.float64)
+    wide = _widen(block)
     # A finite number stays finite: nothing finite may decode to 2^128.
     top = np.ldexp(1.0 - 2.0**-11, 128)
     wide = np.where(np.isfinite(wide), np.clip(wide, -top, top), wide)
