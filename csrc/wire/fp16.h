@@ -1,11 +1,12 @@
 // The fp16 wire format: blocks of 512 elements share a power of two, the payload is fp16.
 //
-// A block's byte b is the biased fp32 exponent of its largest finite magnitude, at least 15. The
-// payload is x * 2^(141 - b), rounded to nearest even: the largest magnitude lands in [2^14, 2^15],
-// so nothing overflows, and what lies up to 28 binades below it keeps all 11 bits. Both powers of
-// two, 2^(141 - b) and 2^(b - 141), are normal floats, so one multiplication each is exact but for
-// what falls below fp16's own unit, 2^-24. Inf and NaN do not count for the scale and travel in
-// the payload. In the topmost binade (b = 254) a magnitude that would round to 2^128 goes as the
+// A block's byte b is the biased fp32 exponent of its largest finite magnitude after rounding to 11
+// bits, at least 15 and at most 254. The payload is x * 2^(141 - b), rounded to nearest even: the
+// largest magnitude lands in [2^14, 2^15), so nothing overflows, what lies up to 28 binades below
+// keeps all 11 bits, and to encode what was decoded changes nothing. Both powers of two,
+// 2^(141 - b) and 2^(b - 141), are normal floats, so one multiplication each is exact but for what
+// falls below fp16's own unit, 2^-24. Inf and NaN do not count for the scale and travel in the
+// payload. In the topmost binade (b = 254) a magnitude that would round to 2^128 goes as the
 // largest one that decodes to a finite float: finite stays finite, within the bound of rounding.
 #pragma once
 
@@ -20,6 +21,7 @@ struct Fp16Wire {
   static constexpr uint32_t kLeastByte = 15;
   static constexpr uint32_t kTopByte = 254;
   static constexpr uint32_t kTopMagnitude = 0x7f7fe000;  // (1 - 2^-11) * 2^128
+  static constexpr uint32_t kHalfUnit = 0x1000;          // of 11 bits: carries into the exponent
   using Layout = BlockLayout<kBlock, 2>;
 
   static float encoding_scale(uint32_t byte) { return power_of_two(268 - byte); }
@@ -66,8 +68,9 @@ struct Fp16Wire {
   /// Writes the payload of one block; returns its exponent byte.
   static uint8_t encode(uint8_t* payload, const float* values, size_t count) {
     float bounded[kBlock];
-    const uint32_t largest = largest_finite_bits(values, count) >> 23;
-    const uint32_t byte = largest > kLeastByte ? largest : kLeastByte;
+    const uint32_t largest = (largest_finite_bits(values, count) + kHalfUnit) >> 23;
+    const uint32_t bounded_below = largest > kLeastByte ? largest : kLeastByte;
+    const uint32_t byte = bounded_below < kTopByte ? bounded_below : kTopByte;
     if (byte == kTopByte) {
       for (size_t i = 0; i < count; ++i) bounded[i] = below_overflow(values[i]);
       values = bounded;

@@ -197,11 +197,18 @@ def as_sent(wire: str, dtype: str, acc: Array) -> Array:
 
 
 def _block_exponent(wire: str, block: Float32) -> int:
-    """floor(log2) of the largest finite magnitude, but never below the format's least."""
+    """floor(log2) of the largest finite magnitude, within what the format allows.
+
+    For fp16 it is that of the magnitude rounded to 11 bits, which may be the next power of two.
+    """
     finite = np.abs(block[np.isfinite(block)].astype(np.float64))
-    largest = float(finite.max(initial=0.0))
-    exponent = int(np.frexp(largest)[1]) - 1 if largest > 0 else -1000
-    return max(exponent, _LEAST_EXPONENT[wire])
+    significand, above = np.frexp(finite.max(initial=0.0))
+    if significand == 0:
+        return _LEAST_EXPONENT[wire]
+    exponent = int(above) - 1
+    if wire == "fp16" and np.rint(significand * 2.0**11) == 2.0**11:
+        exponent += 1
+    return min(max(exponent, _LEAST_EXPONENT[wire]), 127)
 
 
 def _encode_fp16_block(block: Float32, exponent: int) -> npt.NDArray[np.float16]:

@@ -80,9 +80,9 @@ def test_error_of_one_rounding(kernels, wire, acc):
     assert np.isfinite(got).all()
     for part in blocks_of(wire, acc):
         largest = np.abs(exact[part]).max(initial=0.0)
-        exponent = max(int(np.frexp(largest)[1]) - 1, -112) if largest > 0 else -112
         if wire == "fp16":
-            limit = np.maximum(UNIT[wire] * np.abs(exact[part]), 2.0 ** (exponent - 14 - 25))
+            smallest = 2.0 ** (max(int(np.frexp(largest * (1 + 2.0**-12))[1]) - 1, -112) - 38)
+            limit = np.maximum(UNIT[wire] * np.abs(exact[part]), smallest / 2)
         else:
             limit = np.maximum(largest / 127, 2.0**-127)
         assert (error[part] <= limit).all()
@@ -161,6 +161,15 @@ def test_fp16_keeps_denormals_of_fp32(kernels, same_bits):
     acc = np.array([0x7FFFFF, 0x7FFFFE, 0x1001, 0x801, 3], np.uint32).view(np.float32)
     want = np.array([0x800000, 0x800000, 0x1000, 0x800, 3], np.uint32).view(np.float32)
     same_bits(kernels.keep("fp16", "float32", acc), want)
+
+
+def test_fp16_encodes_alike_after_a_largest_that_rounds_up(kernels, same_bits):
+    """The largest rounds to the next power of two; the scale must not move in the next hop."""
+    small = np.ldexp(np.arange(1.0, 512.0), -39)
+    acc = np.append(small, 2 - 2.0**-12).astype(np.float32)
+    once = kernels.keep("fp16", "float32", acc)
+    assert once[-1] == 2
+    same_bits(kernels.keep("fp16", "float32", once), once)
 
 
 def test_fp16_keeps_28_binades_below_the_largest(kernels, same_bits):
