@@ -188,19 +188,29 @@ class BuildExtensions(build_ext):
         build = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
         arguments = self.configure_arguments(torch)
         cmake = tool("cmake", "CMAKE_BIN_DIR")
-        # A cache of other arguments would be mixed with these: start it anew, keep the objects.
-        stamp = build / "dpcomm-arguments.txt"
-        wanted = "\n".join([cmake, os.environ.get("CXX", ""), *arguments])
-        same = stamp.is_file() and stamp.read_text() == wanted
-        self.call(
-            [cmake, *([] if same else ["--fresh"]), "-S", str(ROOT), "-B", str(build), *arguments]
-        )
-        stamp.write_text(wanted)
+        self.configure(cmake, build, arguments)
         self.call([cmake, "--build", str(build), "-j", str(jobs())])
         prefix = self.prefix()
-        for stale in (prefix / "dpcomm").glob(f"_torch*{sysconfig.get_config_var('EXT_SUFFIX')}"):
-            stale.unlink()
+        # Away with the old ones: a process that has one loaded keeps it, instead of crashing.
+        for old in (prefix / "dpcomm").glob(f"*{sysconfig.get_config_var('EXT_SUFFIX')}"):
+            old.unlink()
         self.call([cmake, "--install", str(build), "--prefix", str(prefix)])
+
+    def configure(self, cmake: str, build: Path, arguments: list[str]) -> None:
+        """Runs CMake in `build`, whose cache would mix other arguments with these: off with it.
+
+        The objects stay (Ninja knows which still fit), but for another compiler.
+        """
+        stamp = build / "dpcomm-arguments.txt"
+        compiler = f"CXX={os.environ.get('CXX', '')} CXXFLAGS={os.environ.get('CXXFLAGS', '')}"
+        wanted = "\n".join([compiler, cmake, *arguments])
+        before = stamp.read_text() if stamp.is_file() else ""
+        if before != wanted:
+            (build / "CMakeCache.txt").unlink(missing_ok=True)
+        if before.split("\n")[0] != compiler:
+            shutil.rmtree(build, ignore_errors=True)
+        self.call([cmake, "-S", str(ROOT), "-B", str(build), *arguments])
+        stamp.write_text(wanted)
 
     def prefix(self) -> Path:
         """The folder that gets dpcomm/_core...so: the sources for an editable install."""
@@ -247,11 +257,12 @@ class BuildWheel(bdist_wheel):
         super().finalize_options()
 
 
-setup(
-    ext_modules=[Extension("dpcomm._core", sources=[])],
-    cmdclass={
-        "bdist_wheel": BuildWheel,
-        "build_ext": BuildExtensions,
-        "build_py": BuildPython,
-    },
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("dpcomm._core", sources=[])],
+        cmdclass={
+            "bdist_wheel": BuildWheel,
+            "build_ext": BuildExtensions,
+            "build_py": BuildPython,
+        },
+    )

@@ -6,6 +6,7 @@ venv=$(cd "$1" && pwd)
 folder=$2
 shift 2
 python=$venv/bin/python
+mkdir -p "$folder"
 torch=$("$python" -c 'import importlib.util as u, pathlib as p
 spec = u.find_spec("torch")
 print(p.Path(spec.origin).parent if spec else "")')

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # usage: tools/make_venv.sh FOLDER [PYTHON]
 # Makes a virtual environment with PYTHON, or with the first Python >= 3.10 that has venv and headers.
+# With --probe for FOLDER it only says whether there is one.
 set -euo pipefail
 folder=$1
 wanted=${2:-}
@@ -40,12 +41,12 @@ if [ -z "$chosen" ]; then
   } >&2
   exit 1
 fi
-for program in "${CXX:-g++}" make; do
-  command -v "${program%% *}" >/dev/null || {
-    echo "$program is missing. On Debian and Ubuntu: apt-get install g++ make" >&2
-    exit 1
-  }
-done
+[ "$folder" = --probe ] && exit 0
+compiler=${CXX:-g++}
+command -v "${compiler%% *}" >/dev/null || {
+  echo "$compiler is missing. On Debian and Ubuntu: apt-get install g++" >&2
+  exit 1
+}
 
 echo "Making $folder with $("$chosen" --version) ($chosen)"
 rm -rf "$folder"
