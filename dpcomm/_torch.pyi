@@ -1,4 +1,4 @@
-"""The torch binding (csrc/bind/torch_module.cc). Use dpcomm.backend, which checks versions first."""
+"""The torch binding (csrc/bind/torch_module.cc). Use dpcomm.backend: it checks versions first."""
 
 from typing import Any, TypedDict
 
@@ -29,7 +29,7 @@ def options(backend: Any) -> _Options:
     """The options in use."""
 
 def set_thread_wire(wire: str | None) -> str | None:
-    """Sets the wire format of this thread's reductions; returns the one before. None: the group's."""
+    """Sets the wire format of this thread's reductions (None: the group's); returns the last."""
 
 def wires() -> list[str]:
     """Names of the wire formats."""

@@ -1,4 +1,4 @@
-"""dpcomm as a backend of torch.distributed. Importing this module imports neither torch nor a library.
+"""dpcomm as a backend of torch.distributed. Importing this module imports no torch and no library.
 
 The library, ``dpcomm._torch``, is loaded when the first group is made. A binary for another minor
 version of torch could end the process, so versions are compared first.

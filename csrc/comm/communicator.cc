@@ -92,6 +92,7 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
   void run_alone(const Operation& operation) const;
   void progress();
   void start_thread();
+  void hand_over();
   std::exception_ptr perform(const Operation& operation, const Choice& choice);
 
   std::unique_ptr<Transport> transport;
@@ -107,6 +108,8 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
   bool busy = false;  // an operation runs, in whatever thread
   bool closed = false;
   std::thread thread;  // runs what submit() was given; started by the first one
+  /// The communicator whose thread this is, while it runs the callbacks of a work.
+  static thread_local Impl* completing;
 
   // Of the thread that runs an operation.
   OpRecord last;
@@ -254,10 +257,25 @@ void Communicator::Impl::progress() {
     busy = false;
     changed.notify_all();
     lock.unlock();
+    completing = this;
     item.work->complete(error);
     item.work.reset();  // what the callbacks hold is released before the next operation
+    const bool handed_over = completing == nullptr;
+    completing = nullptr;
+    if (handed_over) return;
     lock.lock();
   }
+}
+
+thread_local Communicator::Impl* Communicator::Impl::completing = nullptr;
+
+/// For a callback that may wait for operations of its own: the thread that runs it leaves those to
+/// a new thread, and ends after the callback. With the mutex held; at most once for each work.
+void Communicator::Impl::hand_over() {
+  if (completing != this || closed) return;
+  completing = nullptr;
+  thread.detach();
+  start_thread();
 }
 
 void Communicator::Impl::start_thread() {
@@ -338,10 +356,18 @@ std::shared_ptr<Work> Communicator::submit(const Operation& operation) {
   Impl::Item item{operation, impl.check(operation), work};
   std::lock_guard lock(impl.mutex);
   if (impl.closed) throw usage_error("the communicator is closed");
+  impl.hand_over();
   impl.start_thread();
   impl.queue.push_back(std::move(item));
   impl.changed.notify_all();
   return work;
+}
+
+void Communicator::about_to_block() {
+  Impl* impl = Impl::completing;
+  if (impl == nullptr) return;
+  std::lock_guard lock(impl->mutex);
+  impl->hand_over();
 }
 
 std::pair<std::string, WireFormat> Communicator::choice(const Operation& operation) const {

@@ -86,6 +86,10 @@ class Communicator {
   /// Hands the operation to the progress thread and returns at once.
   std::shared_ptr<Work> submit(const Operation& operation);
 
+  /// To be called before a thread blocks until an operation is complete, other than in run() and
+  /// Work::wait(): if it is in a callback of a work, another thread goes on with the operations.
+  static void about_to_block();
+
   /// The name of the algorithm and the wire format that the operation would use, for explain().
   std::pair<std::string, WireFormat> choice(const Operation& operation) const;
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "comm/communicator.h"
 
 namespace dpcomm {
 
@@ -32,6 +33,11 @@ std::exception_ptr Work::error() const {
 void Work::wait(std::chrono::milliseconds timeout) {
   std::unique_lock lock(state_->mutex);
   const auto done = [this] { return state_->done; };
+  if (!done()) {
+    lock.unlock();
+    Communicator::about_to_block();
+    lock.lock();
+  }
   if (timeout.count() <= 0) {
     state_->changed.wait(lock, done);
   } else if (!state_->changed.wait_for(lock, timeout, done)) {

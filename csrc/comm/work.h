@@ -24,6 +24,7 @@ class Work {
   /// TimeoutError, and the operation goes on; zero waits as long as the operation may take.
   void wait(std::chrono::milliseconds timeout = std::chrono::milliseconds(0));
   /// Calls `callback` once when it is complete (at once if it is), in the thread that completes it.
+  /// A callback may run, submit and wait for other operations.
   void then(std::function<void()> callback);
 
   /// For whoever runs the operation.

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "base/log.h"
 #include "torch/python_hooks.h"
 
 namespace dpcomm {
@@ -38,6 +39,7 @@ TorchWork::TorchWork(int rank, Call&& call, uint64_t sequence)
 }
 
 bool TorchWork::wait(std::chrono::milliseconds timeout) {
+  if (!isCompleted()) Communicator::about_to_block();
   std::unique_lock<std::mutex> lock(mutex_);
   const auto complete = [this] { return completed_; };
   if (timeout <= kNoTimeout) {
@@ -93,10 +95,14 @@ void TorchWork::complete_future() {
     if (!future_ || future_complete_) return;
     future_complete_ = true;
   }
-  if (exception_) {
-    future_->setError(exception_);
-  } else {
-    future_->markCompleted(c10::IValue(call_.results()));
+  try {
+    if (exception_) {
+      future_->setError(exception_);
+    } else {
+      future_->markCompleted(c10::IValue(call_.results()));
+    }
+  } catch (const std::exception& error) {  // of a callback; nobody is there to catch it
+    log_line(LogLevel::kWarn, str("a callback of ", call_.title(), " threw: ", error.what()));
   }
 }
 
