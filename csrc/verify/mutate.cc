@@ -64,7 +64,7 @@ bool fits(Mutation mutation, const Plan& plan, const Place& place, size_t& other
       }
       return false;
     case Mutation::kWrongPeer:
-      return plan.world > 2 && (step.recv_peers.count() == 1 || step.send_peers.count() == 1);
+      return plan.world > 2 && (step.has(kRecv) || step.has(kSend));
     case Mutation::kNotAsSent:
       return step.own_as_sent;
     case Mutation::kRepeatStep:
@@ -109,12 +109,15 @@ void plant(Mutation mutation, const Plan& plan, const Place& place, uint64_t see
       std::swap(stream[place.index], stream[place.other]);
       break;
     case Mutation::kWrongPeer: {
-      const bool both = step.recv_peers.count() == 1 && step.send_peers.count() == 1;
       Peers& peers =
-          step.recv_peers.count() != 1 || (both && seed % 2) ? step.send_peers : step.recv_peers;
-      int32_t peer = (peers[0] + 1) % plan.world;
-      if (peer == rank) peer = (peer + 1) % plan.world;
-      peers = Peers::one(peer);
+          !step.has(kRecv) || (step.has(kSend) && seed % 2) ? step.send_peers : step.recv_peers;
+      int32_t peer = peers[0];
+      if (peers.count() == 1) {
+        do {
+          peer = (peer + 1) % plan.world;
+        } while (peer == rank);
+      }
+      peers = Peers::one(peer);  // another one, or one in place of several
       break;
     }
     case Mutation::kNotAsSent:

@@ -13,7 +13,7 @@ enum class Mutation : uint8_t {
   kWrongChunk,  ///< a step names another chunk (or slice)
   kDropCopy,    ///< a result is not kept
   kSwapSteps,   ///< two steps on one channel change places
-  kWrongPeer,   ///< a step sends to, or receives from, somebody else
+  kWrongPeer,   ///< a step sends to, or receives from, somebody else or fewer
   kNotAsSent,   ///< the own contribution is added unrounded where others get it rounded
   kRepeatStep,  ///< a step is there twice
   kWriteFirst,  ///< a slice is written before its input is read

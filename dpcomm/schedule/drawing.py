@@ -35,6 +35,9 @@ class _Placed:
     step: PlanStep
     time: int
     x: float = 0.0
+    part: int = 0
+    """Chooses the colour."""
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,17 @@ def draw(
         raise UsageError("draw needs matplotlib: pip install matplotlib") from error
     steps = plan(algorithm, world, collective=collective, root=root, slices=slices)
     placed, messages = _schedule(steps)
+    _name_parts(placed, slices)
     columns = _place_columns(placed, world)
     end = max(p.time for p in placed) + 1
-    figure = Figure(figsize=(2.0 + 1.05 * columns, 1.5 + 0.62 * end), layout="constrained")
+    row = 0.62 if columns <= 8 else 0.8
+    figure = Figure(figsize=(2.0 + 1.05 * columns, 1.5 + row * end), layout="constrained")
     axes = figure.add_subplot()
     around = _direction(collective, algorithm)
     for message in messages:
         _draw_message(axes, message, world, columns, around)
     for p in placed:
-        _draw_step(axes, p, slices)
+        _draw_step(axes, p)
     title = f"{collective.replace('_', '-')} by {algorithm.replace('_', '-')}, {world} ranks"
     if collective in ("broadcast", "reduce"):
         title += f", root {root}"
@@ -129,15 +134,22 @@ def _place_columns(placed: Sequence[_Placed], world: int) -> float:
     return world * width
 
 
-def _colour(chunk: int) -> str:
-    return _COLOURS[chunk % len(_COLOURS)]
+def _name_parts(placed: Sequence[_Placed], slices: int) -> None:
+    """Labels: chunks, or slices where there is only one chunk; chunk.slice where there are both."""
+    one_chunk = all(p.step.chunk == 0 for p in placed)
+    for p in placed:
+        p.part = p.step.slice if one_chunk else p.step.chunk
+        if slices == 1:
+            p.label = f"c{p.step.chunk}"
+        else:
+            p.label = f"s{p.step.slice}" if one_chunk else f"c{p.step.chunk}.{p.step.slice}"
 
 
-def _draw_step(axes: Any, p: _Placed, slices: int) -> None:
+def _draw_step(axes: Any, p: _Placed) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     kept = Primitive.COPY in p.step.primitive
-    colour = _colour(p.step.chunk)
+    colour = _COLOURS[p.part % len(_COLOURS)]
     axes.add_patch(
         FancyBboxPatch(
             (p.x - _BOX_WIDTH / 2, p.time - _BOX_HEIGHT / 2),
@@ -150,9 +162,7 @@ def _draw_step(axes: Any, p: _Placed, slices: int) -> None:
             zorder=3,
         )
     )
-    label = f"c{p.step.chunk}" + (f".{p.step.slice}" if slices > 1 else "")
-    if Primitive.REDUCE in p.step.primitive:
-        label = "+" + label
+    label = f"+{p.label}" if Primitive.REDUCE in p.step.primitive else p.label
     axes.text(
         p.x,
         p.time,
@@ -177,7 +187,7 @@ def _draw_message(axes: Any, message: _Message, world: int, columns: float, arou
     sender, receiver = message.sender, message.receiver
     start = (sender.x, sender.time + _BOX_HEIGHT / 2)
     end = (receiver.x, receiver.time - _BOX_HEIGHT / 2)
-    colour = _colour(sender.step.chunk)
+    colour = _COLOURS[sender.part % len(_COLOURS)]
     hop = receiver.step.rank - sender.step.rank
     if world > 2 and hop * around < 0:
         # It leaves the picture on one side and comes in on the other, as on a cylinder.
