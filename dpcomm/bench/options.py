@@ -20,7 +20,7 @@ DESCRIPTION = f"""\
 Measures collectives of one or more backends, interleaved in one run.
 
   {LAUNCH}
-  {LAUNCH} -b 8 -e 128M -f 4 --backends dpcomm,gloo --output x.json
+  {LAUNCH} -b 8 -e 32M -f 4 --output x.json
   python -m dpcomm.bench plot x.json -o x.png
 
 The letters and the columns are nccl-tests'. docs/benchmark.md says how to read them."""
