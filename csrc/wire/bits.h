@@ -83,6 +83,20 @@ inline float float_of_bf16(uint16_t brain) {
   return bits_as<float>(static_cast<uint32_t>(brain) << 16);
 }
 
+/// A float of magnitude below 2^22 rounded to nearest even, at most 127 in magnitude; -128 for Inf
+/// and NaN. Adding 1.5 * 2^23 leaves the rounded number in the lowest bits.
+inline int8_t int8_of(float x) {
+  if ((bits_as<uint32_t>(x) & kMagnitude32) >= kInfinity32) return -128;
+  const int32_t rounded = static_cast<int32_t>(bits_as<uint32_t>(x + 0x1.8p23f) - 0x4b400000u);
+  const int32_t below = rounded < 127 ? rounded : 127;
+  return static_cast<int8_t>(below > -127 ? below : -127);
+}
+
+/// The float of what int8_of gave; exact.
+inline float float_of_int8(int8_t q) {
+  return q == -128 ? bits_as<float>(kNan32) : static_cast<float>(q);
+}
+
 /// 2^(biased - 127) for 1 <= biased <= 254.
 inline float power_of_two(uint32_t biased) { return bits_as<float>(biased << 23); }
 

@@ -21,6 +21,10 @@ struct Scalar {
   static void store_fp16(void* p, Reg x) { store_as(p, fp16_of(bits_as<uint32_t>(x))); }
   static void store_bf16(void* p, Reg x) { store_as(p, bf16_of(bits_as<uint32_t>(x))); }
 
+  /// -128 is NaN; see int8_of.
+  static Reg load_int8(const void* p) { return float_of_int8(load_as<int8_t>(p)); }
+  static void store_int8(void* p, Reg x) { store_as(p, int8_of(x)); }
+
   static Reg all(float x) { return x; }
   static Reg add(Reg a, Reg b) { return a + b; }
   static Reg mul(Reg a, Reg b) { return a * b; }
