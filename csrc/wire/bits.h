@@ -100,15 +100,13 @@ inline float float_of_int8(int8_t q) {
 /// 2^(biased - 127) for 1 <= biased <= 254.
 inline float power_of_two(uint32_t biased) { return bits_as<float>(biased << 23); }
 
-/// The largest magnitude among the finite ones of n floats, as bits; 0 where there is none.
-inline uint32_t largest_finite_bits(const float* values, size_t n) {
-  int32_t largest = 0;
-  for (size_t i = 0; i < n; ++i) {
-    const int32_t magnitude = static_cast<int32_t>(bits_as<uint32_t>(values[i]) & kMagnitude32);
-    const int32_t finite = magnitude < static_cast<int32_t>(kInfinity32) ? magnitude : 0;
-    largest = finite > largest ? finite : largest;
-  }
-  return static_cast<uint32_t>(largest);
+/// A number that orders the magnitudes of finite floats, all above Inf and NaN: twice the magnitude
+/// plus 2^24, where those wrap around to less than 2^24.
+inline uint32_t finite_key(uint32_t bits) { return 2 * bits + 0x1000000; }
+
+/// The magnitude of a key as bits; 0 for Inf and NaN.
+inline uint32_t magnitude_of_key(uint32_t key) {
+  return key < 0x1000000 ? 0 : (key - 0x1000000) / 2;
 }
 
 }  // namespace

@@ -60,7 +60,7 @@ struct Int8Wire {
 
   /// Writes the payload of one block; returns its exponent byte.
   static uint8_t encode(uint8_t* payload, const float* values, size_t count) {
-    const uint32_t largest = largest_finite_bits(values, count) >> 23;
+    const uint32_t largest = largest_finite_bits<V>(values, count) >> 23;
     const uint32_t byte = largest > kLeastByte ? largest : kLeastByte;
     const float scale = encoding_scale(byte);
     for_vectors<V>(count, [=](auto v, size_t i) {

@@ -61,6 +61,21 @@ struct Avx2 {
     return _mm256_blendv_ps(x, canonical_nan_register(), _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
   }
 
+  using Keys = __m256i;
+  static Keys no_keys() { return _mm256_setzero_si256(); }
+  static Keys keys_of(Reg x) {
+    const __m256i bits = _mm256_castps_si256(x);
+    return _mm256_add_epi32(_mm256_add_epi32(bits, bits), _mm256_set1_epi32(0x1000000));
+  }
+  static Keys larger(Keys a, Keys b) { return _mm256_max_epu32(a, b); }
+  static uint32_t largest_key(Keys keys) {
+    const __m128i half =
+        _mm_max_epu32(_mm256_castsi256_si128(keys), _mm256_extracti128_si256(keys, 1));
+    const __m128i pair = _mm_max_epu32(half, _mm_shuffle_epi32(half, 0x4e));
+    const __m128i one = _mm_max_epu32(pair, _mm_shuffle_epi32(pair, 0xb1));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(one));
+  }
+
  private:
   static Reg canonical_nan_register() { return _mm256_castsi256_ps(_mm256_set1_epi32(kNan32)); }
   static __m128i halves(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }

@@ -55,6 +55,15 @@ struct Avx512 {
     return _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), canonical_nan_register());
   }
 
+  using Keys = __m512i;
+  static Keys no_keys() { return _mm512_setzero_si512(); }
+  static Keys keys_of(Reg x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    return _mm512_add_epi32(_mm512_add_epi32(bits, bits), _mm512_set1_epi32(0x1000000));
+  }
+  static Keys larger(Keys a, Keys b) { return _mm512_max_epu32(a, b); }
+  static uint32_t largest_key(Keys keys) { return _mm512_reduce_max_epu32(keys); }
+
  private:
   static Reg canonical_nan_register() { return _mm512_castsi512_ps(_mm512_set1_epi32(kNan32)); }
   static __m256i halves(const void* p) {
