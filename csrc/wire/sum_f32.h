@@ -2,7 +2,7 @@
 #pragma once
 
 #include "wire/codec.h"
-#include "wire/vector_scalar.h"
+#include "wire/native.h"
 
 namespace dpcomm {
 namespace {
@@ -53,10 +53,27 @@ inline void sum_by_sources(float* const* dst, int destinations, const float* con
   }
 }
 
+/// The same by tiles in L1, through loops that the compiler makes vectors of; for no vector trait.
+inline void sum_by_tiles(float* const* dst, int destinations, const float* const* src, int sources,
+                         int64_t divisor, size_t n) {
+  using Tensor = FloatTensor<Scalar, Float32>;
+  constexpr size_t kTile = 1024;
+  float acc[kTile];
+  for (size_t first = 0; first < n; first += kTile) {
+    const size_t count = n - first < kTile ? n - first : kTile;
+    Tensor::load(acc, src[0], n, first, count);
+    for (int s = 1; s < sources; ++s) Tensor::sum(acc, src[s], n, first, count);
+    if (divisor != 1) Tensor::divide(acc, divisor, count);
+    for (int d = 0; d < destinations; ++d) Tensor::store(dst[d], n, first, acc, count, false);
+  }
+}
+
 template <class V>
 void sum_f32_by(float* const* dst, int destinations, const float* const* src, int sources,
                 int64_t divisor, size_t n) {
-  if (divisor == 1) {
+  if constexpr (V::kWidth == 1) {
+    sum_by_tiles(dst, destinations, src, sources, divisor, n);
+  } else if (divisor == 1) {
     sum_by_sources<V, false>(dst, destinations, src, sources, 1.0f, n);
   } else {
     sum_by_sources<V, true>(dst, destinations, src, sources, static_cast<float>(divisor), n);
