@@ -24,6 +24,8 @@ _COLOURS: Final = (
     "#7a4fb5",
     "#5f6b73",
 )
+#: Of the algorithms that have several; others are numbered.
+_LANE_NAMES: Final = {"double_tree": ("up 0", "down 0", "up 1", "down 1")}
 _BOX_WIDTH: Final = 0.46
 _BOX_HEIGHT: Final = 0.42
 
@@ -75,7 +77,7 @@ def draw(
     row = 0.62 if columns <= 8 else 0.8
     figure = Figure(figsize=(2.0 + 1.05 * columns, 1.5 + row * end), layout="constrained")
     axes = figure.add_subplot()
-    around = _direction(collective, algorithm)
+    around = _direction(messages, world)
     for message in messages:
         _draw_message(axes, message, world, columns, around)
     for p in placed:
@@ -83,7 +85,7 @@ def draw(
     title = f"{collective.replace('_', '-')} by {algorithm.replace('_', '-')}, {world} ranks"
     if collective in ("broadcast", "reduce"):
         title += f", root {root}"
-    _draw_frame(axes, placed, end, columns, title)
+    _draw_frame(axes, placed, end, columns, title, _LANE_NAMES.get(algorithm, ()))
     figure.savefig(str(path), dpi=110, metadata=_no_date(str(path)))
 
 
@@ -176,11 +178,21 @@ def _draw_step(axes: Any, p: _Placed) -> None:
     )
 
 
-def _direction(collective: str, algorithm: str) -> int:
-    """+1 or -1 where all messages go the same way round a circle of ranks, else 0."""
-    if algorithm == "ring" or (collective, algorithm) == ("all_gather", "tree"):
+def _direction(messages: Sequence[_Message], world: int) -> int:
+    """+1 or -1 where all messages go the same way round a circle of ranks, else 0.
+
+    They do if all go to a neighbour, or if every rank sends by the same distances, none of them
+    more than half way round.
+    """
+    hops: dict[int, set[int]] = {}
+    for message in messages:
+        rank = message.sender.step.rank
+        hops.setdefault(rank, set()).add((message.receiver.step.rank - rank) % world)
+    known = set().union(*hops.values())
+    alike = len(hops) == world and all(each == known for each in hops.values())
+    if known == {1} or (alike and 2 * max(known) <= world):
         return 1
-    return -1 if (collective, algorithm) == ("reduce_scatter", "tree") else 0
+    return -1 if alike and 2 * min(known) >= world else 0
 
 
 def _draw_message(axes: Any, message: _Message, world: int, columns: float, around: int) -> None:
@@ -215,7 +227,9 @@ def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], colo
     )
 
 
-def _draw_frame(axes: Any, placed: Sequence[_Placed], end: int, columns: float, title: str) -> None:
+def _draw_frame(
+    axes: Any, placed: Sequence[_Placed], end: int, columns: float, title: str, lanes: Sequence[str]
+) -> None:
     ranks = sorted({p.step.rank for p in placed})
     width = columns / len(ranks)
     margin = 0.4
@@ -228,10 +242,10 @@ def _draw_frame(axes: Any, placed: Sequence[_Placed], end: int, columns: float, 
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
-    if any(p.step.lane for p in placed):  # the lanes of double_tree
+    if any(p.step.lane for p in placed):
         for x, lane in {(p.x, p.step.lane) for p in placed}:
-            name = f"{'down' if lane % 2 else 'up'} {lane // 2}"
-            axes.text(x, -0.5, name, ha="center", va="center", fontsize=7.5, color="#555555")
+            label = lanes[lane] if lanes else f"lane {lane}"
+            axes.text(x, -0.5, label, ha="center", va="center", fontsize=7.5, color="#555555")
     for rank in ranks:
         axes.axvspan(
             rank * width - width / 2 + 0.04,
