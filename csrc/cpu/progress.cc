@@ -29,7 +29,7 @@ int usable_cores() {
 
 WaitPolicy WaitPolicy::choose(int local_ranks) {
   const bool crowded = local_ranks > usable_cores();
-  const double spin_us = environment_number(Variable::SPIN_US, crowded ? 0 : 10);
+  const double spin_us = environment_number(Variable::SPIN_US, crowded ? 0 : 0.5);
   const double yield_us = environment_number(Variable::YIELD_US, 60);
   return WaitPolicy{static_cast<int64_t>(spin_us * 1e3), static_cast<int64_t>(yield_us * 1e3)};
 }
