@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import weakref
 from typing import Any
 
 from dpcomm import _core
@@ -12,6 +14,17 @@ from dpcomm.stores import open_store
 __all__ = ["Communicator", "Work"]
 
 Work = _core.Work
+
+# Closed before the interpreter goes, so that nothing waits for an operation then. A forked process
+# inherits the list, but closes nothing: a communicator belongs to the process that made it.
+_open: weakref.WeakSet[Communicator] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for communicator in list(_open):
+        communicator.close()
+
 
 _DEFAULT_TIMEOUT = 600.0
 
@@ -83,25 +96,29 @@ class Communicator:
     ) -> None:
         rank = _from_environment("RANK", rank)
         world_size = _from_environment("WORLD_SIZE", world_size)
-        self._owned: Any = None
+        owned = False
         if init is None and (world_size == 1 or transport == "inproc"):
             store: Any = _NoStore()
         else:
             store, owned = open_store(
                 _default_init() if init is None else init, rank, timeout or _DEFAULT_TIMEOUT
             )
-            self._owned = store if owned else None
-        self._core = _core.Communicator(
-            rank,
-            world_size,
-            store,
-            f"dpcomm/{name}",
-            wire=wire,
-            algorithm=algorithm,
-            wire_links=wire_links,
-            transport=transport,
-            timeout=timeout,
-        )
+        try:
+            self._core = _core.Communicator(
+                rank,
+                world_size,
+                store,
+                name,
+                wire=wire,
+                algorithm=algorithm,
+                wire_links=wire_links,
+                transport=transport,
+                timeout=timeout,
+            )
+        finally:  # all ranks have met, or never will: nobody needs the store any more
+            if owned and hasattr(store, "close"):
+                store.close()
+        _open.add(self)
 
     @property
     def rank(self) -> int:
@@ -256,9 +273,6 @@ class Communicator:
         May be called more than once.
         """
         self._core.close()
-        if self._owned is not None and hasattr(self._owned, "close"):
-            self._owned.close()
-        self._owned = None
 
     def __enter__(self) -> Communicator:
         return self

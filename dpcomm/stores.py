@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Any, Protocol
 
-from dpcomm.errors import TimeoutError, UsageError
+from dpcomm.errors import PeerError, TimeoutError, UsageError
 
 __all__ = ["FileStore", "Store", "TcpStore", "TorchStore", "open_store"]
 
@@ -138,10 +138,14 @@ class TcpStore:
     def __init__(self, host: str, port: int, rank: int, timeout: float = 600.0) -> None:
         self._server: _Server | None = None
         self._lock = threading.Lock()
+        self._address = f"tcp://{host}:{port}"
         if rank == 0:
-            self._server = _Server((host, port))
+            try:
+                self._server = _Server((host, port))
+            except OSError as error:
+                raise UsageError(f"rank 0 cannot listen at {self._address}: {error}") from error
             threading.Thread(
-                target=self._server.serve_forever, name="dpcomm-store", daemon=True
+                target=self._server.serve_forever, args=(0.02,), name="dpcomm-store", daemon=True
             ).start()
         self._connection = self._connect(host, port, timeout)
 
@@ -161,18 +165,24 @@ class TcpStore:
 
     def set(self, key: str, value: bytes) -> None:
         """Stores ``value`` under ``key``."""
-        with self._lock:
-            self._connection.settimeout(30.0)
-            _send(self._connection, b"set", key.encode(), value)
-            _receive(self._connection)
+        self._call(30.0, b"set", key.encode(), value)
 
     def get(self, key: str, timeout: float) -> bytes | None:
         """The value of ``key``, or None after ``timeout`` seconds."""
-        with self._lock:
-            self._connection.settimeout(timeout + 30.0)
-            _send(self._connection, b"get", key.encode(), str(timeout).encode())
-            answer = _receive(self._connection)
+        answer = self._call(timeout + 30.0, b"get", key.encode(), str(timeout).encode())
         return answer[1:] if answer[:1] == b"1" else None
+
+    def _call(self, patience: float, *fields: bytes) -> bytes:
+        try:
+            with self._lock:
+                self._connection.settimeout(patience)
+                _send(self._connection, *fields)
+                return _receive(self._connection)
+        except OSError as error:  # also ConnectionError and a timeout
+            raise PeerError(
+                f"rank 0, which keeps the store at {self._address}, went away during the start: "
+                f"{error}"
+            ) from error
 
     def close(self) -> None:
         """Closes the connection and, on rank 0, the server."""
@@ -197,10 +207,15 @@ class TorchStore:
         """The value of ``key``, or None after ``timeout`` seconds."""
         from datetime import timedelta
 
+        deadline = time.monotonic() + timeout
         try:
             self._store.wait([key], timedelta(seconds=max(timeout, 0.001)))
-        except RuntimeError:
-            return None
+        except RuntimeError as error:
+            # Every store throws a class of its own when time runs out, and rounds.
+            if time.monotonic() < deadline - max(0.25 * timeout, 0.05):
+                raise PeerError(f"the store that the ranks meet in failed: {error}") from error
+            if not self._store.check([key]):
+                return None
         value: bytes = self._store.get(key)
         return value
 

@@ -27,6 +27,10 @@ class PythonBootstrap final : public Bootstrap {
     py::gil_scoped_acquire gil;
     store_.attr("set")(key, py::bytes(value));
   }
+  void look() override {
+    py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
   bool get(const std::string& key, milliseconds timeout, std::string& value) override {
     py::gil_scoped_acquire gil;
     const py::object found = store_.attr("get")(key, timeout.count() / 1000.0);
@@ -65,6 +69,48 @@ milliseconds seconds(const std::optional<double>& timeout) {
   return milliseconds(std::max<int64_t>(1, static_cast<int64_t>(*timeout * 1000)));
 }
 
+/// Runs the handlers of Python's signals while the main thread waits in native code. What a handler
+/// raised, KeyboardInterrupt for one, is kept for rethrow().
+class SignalWatch {
+ public:
+  /// True if a handler raised. Does nothing in other threads, where Python runs no handlers.
+  bool operator()() {
+    if (!is_main_thread_) return false;
+    py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() == 0) return false;
+    raised_ = std::make_unique<py::error_already_set>();
+    return true;
+  }
+  /// With the GIL: throws what a handler raised, if one did.
+  void rethrow() {
+    if (raised_) throw py::error_already_set(*raised_);
+  }
+
+ private:
+  static unsigned long main_thread() {
+    static const auto ident =
+        py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+    return ident;
+  }
+
+  const bool is_main_thread_ = PyThread_get_thread_ident() == main_thread();
+  std::unique_ptr<py::error_already_set> raised_;
+};
+
+/// Calls body(interrupted) without the GIL; `interrupted` is for a wait to ask now and then.
+template <class Body>
+void with_signals(const Body& body) {
+  SignalWatch watch;
+  try {
+    py::gil_scoped_release release;
+    body([&watch] { return watch(); });
+  } catch (const std::exception&) {
+    watch.rethrow();
+    throw;
+  }
+  watch.rethrow();
+}
+
 /// A work handle that keeps the arrays of its operation.
 class PyWork {
  public:
@@ -89,10 +135,7 @@ class PyWork {
 
   py::object wait(const std::optional<double>& timeout) {
     const milliseconds limit = seconds(timeout);
-    {
-      py::gil_scoped_release release;
-      work_->wait(limit);
-    }
+    with_signals([&](const auto& interrupted) { work_->wait(limit, interrupted); });
     return result_;
   }
 
@@ -142,10 +185,10 @@ class PyCommunicator {
       return py::cast(std::make_unique<PyWork>(communicator_, std::move(work), std::move(in),
                                                std::move(out), result));
     }
-    {
-      py::gil_scoped_release release;
+    with_signals([&](const auto& interrupted) {
+      operation.interrupted = interrupted;
       communicator_->run(operation);
-    }
+    });
     return result;
   }
 
@@ -153,8 +196,10 @@ class PyCommunicator {
     Operation operation;
     operation.collective = Collective::kBarrier;
     operation.timeout = seconds(timeout);
-    py::gil_scoped_release release;
-    communicator_->run(operation);
+    with_signals([&](const auto& interrupted) {
+      operation.interrupted = interrupted;
+      communicator_->run(operation);
+    });
   }
 
   void close() {

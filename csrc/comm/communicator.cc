@@ -1,7 +1,6 @@
 #include "comm/communicator.h"
 
 #include <pthread.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -11,6 +10,7 @@
 #include <thread>
 
 #include "base/env.h"
+#include "base/fork.h"
 #include "base/log.h"
 #include "comm/tuner.h"
 #include "cpu/executor.h"
@@ -18,18 +18,6 @@
 
 namespace dpcomm {
 namespace {
-
-/// Counts up in the child of every fork; a communicator belongs to the process that made it.
-std::atomic<uint32_t> fork_generation{0};
-
-uint32_t current_generation() {
-  static const bool registered = [] {
-    pthread_atfork(nullptr, nullptr, [] { fork_generation.fetch_add(1); });
-    return true;
-  }();
-  (void)registered;
-  return fork_generation.load();
-}
 
 WireFormat wire_by_name(const std::string& value, const char* variable) {
   std::string known;
@@ -71,7 +59,7 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
         options(chosen),
         executor(*transport, WaitPolicy::choose(transport->world()), closing),
         timeout_ms(chosen.timeout.count()),
-        generation(current_generation()) {
+        generation(fork_generation()) {
     check_algorithm(options.algorithm);
   }
 
@@ -83,7 +71,7 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
   };
 
   void check_owner() const {
-    if (generation == current_generation()) return;
+    if (generation == fork_generation()) return;
     throw usage_error("this communicator was made before a fork; a forked process cannot use it");
   }
 
@@ -195,6 +183,8 @@ void Communicator::Impl::execute(const Operation& operation, const Choice& choic
   record.op = static_cast<uint8_t>(operation.op);
   record.wire = static_cast<uint8_t>(choice.wire);
   record.algorithm = static_cast<uint8_t>(choice.algorithm);
+  const auto now = Clock::now();
+  record.alive_ns = to_ns(now);
   transport->announce(record);
   if (log_enabled(LogLevel::kTrace)) log_line(LogLevel::kTrace, describe(record));
   if (transport->world() == 1) {
@@ -214,7 +204,9 @@ void Communicator::Impl::execute(const Operation& operation, const Choice& choic
     task.algorithm = choice.algorithm;
     const int64_t limit =
         operation.timeout.count() > 0 ? operation.timeout.count() : timeout_ms.load();
-    task.deadline = Clock::now() + std::chrono::milliseconds(limit);
+    task.deadline = now + std::chrono::milliseconds(limit);
+    task.limit = std::chrono::milliseconds(limit);
+    task.interrupted = &operation.interrupted;
     executor.run(task);
   }
   record.finished = record.sequence;
@@ -316,7 +308,7 @@ std::shared_ptr<Communicator> Communicator::create(int rank, int world, Bootstra
 }
 
 Communicator::~Communicator() {
-  if (impl_->generation != current_generation()) {
+  if (impl_->generation != fork_generation()) {
     // A forked child: the thread does not exist here and the memory is not mapped.
     new std::shared_ptr<Impl>(std::move(impl_));  // never destroyed
     return;
@@ -336,7 +328,11 @@ void Communicator::run(const Operation& operation) {
   if (impl.closed) throw usage_error("the communicator is closed");
   if (impl.busy || !impl.queue.empty()) {
     lock.unlock();
-    submit(operation)->wait();
+    const auto work = submit(operation);
+    if (work->wait({}, operation.interrupted)) return;
+    abort(
+        str(impl.transport->describe(rank()), " was interrupted in ", name(operation.collective)));
+    work->wait();  // the buffers are the caller's
     return;
   }
   impl.busy = true;
@@ -354,6 +350,7 @@ std::shared_ptr<Work> Communicator::submit(const Operation& operation) {
   impl.check_owner();
   auto work = std::make_shared<Work>();
   Impl::Item item{operation, impl.check(operation), work};
+  item.operation.interrupted = nullptr;  // not in another thread
   std::lock_guard lock(impl.mutex);
   if (impl.closed) throw usage_error("the communicator is closed");
   impl.hand_over();
@@ -385,13 +382,17 @@ void Communicator::set_timeout(std::chrono::milliseconds timeout) {
 }
 
 void Communicator::abort(const std::string& message) {
-  if (impl_->generation != current_generation()) return;
+  if (impl_->generation != fork_generation()) return;
+  {
+    const std::lock_guard lock(impl_->mutex);
+    if (impl_->closed) return;
+  }
   impl_->transport->fail(Failure{ErrorKind::kPeer, message});
 }
 
 void Communicator::close() {
   Impl& impl = *impl_;
-  if (impl.generation != current_generation()) return;
+  if (impl.generation != fork_generation()) return;
   std::deque<Impl::Item> abandoned;
   {
     std::lock_guard lock(impl.mutex);

@@ -50,6 +50,9 @@ struct Operation {
   std::optional<WireFormat> wire;
   std::string algorithm;                 ///< empty: the communicator's
   std::chrono::milliseconds timeout{0};  ///< zero: the communicator's
+  /// Asked by run() about every 50 ms while it waits, in the thread that called it. True ends the
+  /// operation, and the communicator on all ranks, with a PeerError: the way out for Ctrl-C.
+  std::function<bool()> interrupted;
 };
 
 /// What happened since the communicator was made.

@@ -1,15 +1,19 @@
 #include "comm/work.h"
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/error.h"
+#include "base/fork.h"
 #include "comm/communicator.h"
 
 namespace dpcomm {
 
 struct Work::State {
+  const uint32_t generation = fork_generation();
   std::mutex mutex;
   std::condition_variable changed;
   bool done = false;
@@ -18,9 +22,13 @@ struct Work::State {
 };
 
 Work::Work() : state_(std::make_unique<State>()) {}
-Work::~Work() = default;
+Work::~Work() {
+  // To destroy a condition that a thread of the parent waits on would wait for that thread.
+  if (state_->generation != fork_generation()) state_.release();
+}
 
 bool Work::done() const {
+  if (state_->generation != fork_generation()) return true;  // nobody is left to complete it
   std::lock_guard lock(state_->mutex);
   return state_->done;
 }
@@ -30,21 +38,32 @@ std::exception_ptr Work::error() const {
   return state_->error;
 }
 
-void Work::wait(std::chrono::milliseconds timeout) {
+bool Work::wait(std::chrono::milliseconds timeout, const std::function<bool()>& interrupted) {
+  constexpr std::chrono::milliseconds kLook{50};
+  if (state_->generation != fork_generation()) {
+    throw usage_error("a forked process cannot wait for an operation that began before the fork");
+  }
+  const bool limited = timeout.count() > 0;
+  const auto deadline = Clock::now() + timeout;
   std::unique_lock lock(state_->mutex);
   const auto done = [this] { return state_->done; };
-  if (!done()) {
-    lock.unlock();
-    Communicator::about_to_block();
-    lock.lock();
-  }
-  if (timeout.count() <= 0) {
-    state_->changed.wait(lock, done);
-  } else if (!state_->changed.wait_for(lock, timeout, done)) {
-    throw timeout_error("the operation was not complete after ", timeout.count() / 1000.0,
-                        " s of waiting; it goes on");
+  while (!state_->done) {
+    const auto next = Clock::now() + kLook;
+    if (limited && Clock::now() > deadline) {
+      throw timeout_error("the operation was not complete after ", timeout.count() / 1000.0,
+                          " s of waiting; it goes on");
+    }
+    if (!interrupted && !limited) {
+      state_->changed.wait(lock, done);
+    } else if (!state_->changed.wait_until(lock, limited ? std::min(deadline, next) : next, done) &&
+               interrupted) {
+      lock.unlock();
+      if (interrupted()) return false;
+      lock.lock();
+    }
   }
   if (state_->error) std::rethrow_exception(state_->error);
+  return true;
 }
 
 void Work::then(std::function<void()> callback) {

@@ -22,7 +22,11 @@ class Work {
   std::exception_ptr error() const;
   /// Returns when it is complete; rethrows its error. A positive `timeout` that runs out gives a
   /// TimeoutError, and the operation goes on; zero waits as long as the operation may take.
-  void wait(std::chrono::milliseconds timeout = std::chrono::milliseconds(0));
+  /// `interrupted` is asked about every 50 ms in this thread; where it says true, the wait ends
+  /// with false, and the operation goes on. Throws UsageError in a forked child, where nobody would
+  /// ever complete it.
+  bool wait(std::chrono::milliseconds timeout = std::chrono::milliseconds(0),
+            const std::function<bool()>& interrupted = {});
   /// Calls `callback` once when it is complete (at once if it is), in the thread that completes it.
   /// A callback may run, submit and wait for other operations.
   void then(std::function<void()> callback);

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -30,6 +32,9 @@ struct Task {
   WireFormat wire = WireFormat::kNative;
   int algorithm = 0;  ///< index into kAlgorithms
   Clock::time_point deadline;
+  std::chrono::milliseconds limit{0};  ///< what the deadline came from, for messages
+  /// Asked now and then by a wait that lasts, in the thread of run(); true ends it.
+  const std::function<bool()>* interrupted = nullptr;
 };
 
 /// "all_reduce #12 (1000 x float32, sum, two_shot, wire native)".
@@ -79,7 +84,12 @@ class Executor {
   // Asked by a wait that lasts (executor_wait.cc).
   void find_reason(const std::vector<const Step*>& waiting);
   std::vector<int> blocking_peers(const std::vector<const Step*>& waiting);
+  void show_life();
   void check_disagreement() const;
+  void check_peers() const;
+  std::string history(int peer) const;
+  std::string not_called() const;
+  std::string not_moving() const;
   [[noreturn]] void throw_timeout(const std::vector<const Step*>& waiting);
 
   RecvChannel& recv_channel(int peer, int lane) { return *recv_[size_t(lane) * world_ + peer]; }

@@ -13,6 +13,8 @@ class Bootstrap {
   /// The value of `key`; waits for it at most `timeout`, then returns false.
   virtual bool get(const std::string& key, std::chrono::milliseconds timeout,
                    std::string& value) = 0;
+  /// Called now and then while a start waits; may throw to end it (Ctrl-C).
+  virtual void look() {}
 };
 
 }  // namespace dpcomm

@@ -54,6 +54,7 @@ struct LaneGeometry {
 struct OpRecord {
   uint64_t sequence = 0;  ///< number of the operation in its communicator, from 1
   uint64_t finished = 0;  ///< number of the last operation that this rank finished
+  int64_t alive_ns = 0;   ///< now_ns() when this rank last showed that it runs
   uint64_t count = 0;     ///< elements
   double factor = 0;      ///< of PREMUL_SUM
   int32_t root = 0;
@@ -65,7 +66,10 @@ struct OpRecord {
   uint8_t reserved[7] = {};  ///< no padding: the record is hashed as words
 };
 
-static_assert(sizeof(OpRecord) == 48);
+static_assert(sizeof(OpRecord) == 56);
+
+/// Operations of a rank that announced_at() knows, counted back from its last one.
+inline constexpr uint64_t kKeptOperations = 16;
 
 enum class PeerState { kAlive, kClosed, kDead };
 
@@ -95,7 +99,14 @@ class Transport {
 
   // Diagnostics.
   virtual void announce(const OpRecord& record) = 0;
+  /// The last record of a rank; OpRecord() before the first one.
   virtual OpRecord announced(int rank) const = 0;
+  /// The last record of a rank's operation `sequence`; OpRecord() if it is not (or no longer)
+  /// known.
+  virtual OpRecord announced_at(int rank, uint64_t sequence) const {
+    const OpRecord last = announced(rank);
+    return last.sequence == sequence ? last : OpRecord();
+  }
   virtual PeerState peer_state(int rank) const = 0;
   /// "rank 1 (pid 4711)".
   virtual std::string describe(int rank) const = 0;

@@ -132,6 +132,9 @@ class FaultyTransport final : public Transport {
   void wake() override { inner_->wake(); }
   void announce(const OpRecord& record) override { inner_->announce(record); }
   OpRecord announced(int rank) const override { return inner_->announced(rank); }
+  OpRecord announced_at(int rank, uint64_t sequence) const override {
+    return inner_->announced_at(rank, sequence);
+  }
   PeerState peer_state(int rank) const override { return inner_->peer_state(rank); }
   std::string describe(int rank) const override { return inner_->describe(rank); }
   void fail(const Failure& failure) override { inner_->fail(failure); }

@@ -16,40 +16,59 @@ struct FreeMemory {
 };
 using Memory = std::unique_ptr<std::byte, FreeMemory>;
 
-/// The arena of a name, made by the first rank that comes; it lives as long as a rank uses it. A
-/// name can be used again once all ranks of the group before have met.
-struct Meeting {
-  std::shared_ptr<std::byte> memory;
-  int arrived = 0;
-};
+/// The arenas of groups whose ranks have not all come, by name. An arena lives as long as a rank
+/// uses it; a name can be used again once its group has met, or has given up.
+class Meetings {
+ public:
+  std::shared_ptr<std::byte> join(const std::string& name, int world, size_t bytes) {
+    std::lock_guard lock(mutex_);
+    Meeting& meeting = meetings_[name];
+    if (meeting.memory == nullptr) meeting.memory = allocate(bytes);
+    const auto memory = meeting.memory;
+    if (++meeting.arrived == world) meetings_.erase(name);
+    return memory;
+  }
+  void give_up(const std::string& name, const std::shared_ptr<std::byte>& memory) {
+    std::lock_guard lock(mutex_);
+    const auto found = meetings_.find(name);
+    if (found != meetings_.end() && found->second.memory == memory) meetings_.erase(found);
+  }
 
-std::shared_ptr<std::byte> meet(const std::string& name, int world, size_t bytes) {
-  static std::mutex mutex;
-  static std::map<std::string, Meeting> meetings;
-  std::lock_guard lock(mutex);
-  Meeting& meeting = meetings[name];
-  if (meeting.memory == nullptr) {
+ private:
+  struct Meeting {
+    std::shared_ptr<std::byte> memory;
+    int arrived = 0;
+  };
+
+  static Memory allocate(size_t bytes) {
     const size_t rounded = (bytes + 4095) / 4096 * 4096;
     Memory memory(static_cast<std::byte*>(std::aligned_alloc(4096, rounded)));
     if (memory == nullptr) throw internal_error("cannot allocate ", rounded, " bytes for inproc");
     std::memset(memory.get(), 0, rounded);
-    meeting.memory = std::shared_ptr<std::byte>(std::move(memory));
+    return memory;
   }
-  const auto memory = meeting.memory;
-  if (++meeting.arrived == world) meetings.erase(name);
-  return memory;
+
+  std::mutex mutex_;
+  std::map<std::string, Meeting> meetings_;
+};
+
+Meetings& meetings() {
+  static Meetings all;
+  return all;
 }
 
 class InprocTransport final : public ArenaTransport {
  public:
   InprocTransport(const TransportConfig& config, ArenaLayout layout)
       : ArenaTransport(config.rank, layout),
-        memory_(meet(config.name, config.world, layout.bytes())) {
+        memory_(meetings().join(config.name, config.world, layout.bytes())) {
     attach(memory_.get());
-    const std::vector<int> missing = wait_for_all(config.timeout);
-    if (missing.empty()) return;
-    throw timeout_error("group '", config.name, "' of ", config.world, " ranks: rank ",
-                        missing.front(), " did not come within ", config.timeout.count(), " ms");
+    try {
+      wait_for_all(config, Clock::now() + config.timeout);
+    } catch (...) {
+      meetings().give_up(config.name, memory_);
+      throw;
+    }
   }
 
   PeerState peer_state(int rank) const override {

@@ -47,7 +47,19 @@ std::vector<LaneGeometry> geometry_for(const TransportConfig& config) {
   return geometry;
 }
 
-void ArenaTransport::attach(std::byte* base) {
+Error absent_ranks(const TransportConfig& config, const std::vector<int>& ranks) {
+  std::string list;
+  for (const int rank : ranks) list += str(list.empty() ? "" : ", ", rank);
+  return timeout_error("group '", config.name, "' of ", config.world, " ranks: rank",
+                       ranks.size() > 1 ? "s " : " ", list, " did not come within ",
+                       config.timeout.count() / 1000.0, " s");
+}
+
+Error died_at_start(const TransportConfig& config, const Transport& transport, int rank) {
+  return peer_error(transport.describe(rank), " died while group '", config.name, "' started");
+}
+
+void ArenaTransport::attach(std::byte* base, uint64_t process) {
   base_ = base;
   const int lanes = static_cast<int>(layout_.lanes.size());
   senders_.reserve(size_t(lanes) * world());
@@ -61,21 +73,36 @@ void ArenaTransport::attach(std::byte* base) {
     }
   }
   line(rank_).pid.store(static_cast<uint32_t>(getpid()));
+  line(rank_).process.store(process);
   line(rank_).state.store(RankLine::kAttached);
 }
 
-std::vector<int> ArenaTransport::wait_for_all(std::chrono::milliseconds timeout) {
-  const auto deadline = std::chrono::steady_clock::now() + timeout;
-  std::vector<int> missing;
-  for (auto pause = std::chrono::microseconds(20);;) {
-    missing.clear();
+void ArenaTransport::wait_for_all(const TransportConfig& config, Clock::time_point deadline) {
+  constexpr auto kLongestPause = std::chrono::microseconds(5000), kFirst = kLongestPause / 256;
+  line(rank_).state.store(RankLine::kReady);
+  for (auto pause = kFirst;; pause = std::min(pause * 2, kLongestPause)) {
+    if (const auto failure = this->failure()) throw Error(failure->kind, failure->message);
+    std::vector<int> absent;
     for (int rank = 0; rank < world(); ++rank) {
-      if (line(rank).state.load() == 0) missing.push_back(rank);
+      if (line(rank).state.load() < RankLine::kReady) absent.push_back(rank);
     }
-    if (missing.empty() || failed() || std::chrono::steady_clock::now() > deadline) return missing;
+    if (absent.empty()) return;
+    if (Clock::now() > deadline) raise(absent_ranks(config, absent));
+    if (pause == kLongestPause) {  // it lasts
+      for (const int rank : absent) {
+        if (peer_state(rank) == PeerState::kDead) raise(died_at_start(config, *this, rank));
+      }
+      if (config.bootstrap != nullptr) config.bootstrap->look();
+    }
     std::this_thread::sleep_for(pause);
-    pause = std::min(pause * 2, std::chrono::microseconds(5000));
   }
+}
+
+/// Throws the error, or the one that another rank has raised before.
+void ArenaTransport::raise(const Error& error) {
+  fail(Failure{error.kind(), error.what()});
+  const Failure first = failure().value_or(Failure{error.kind(), error.what()});
+  throw Error(first.kind, first.message);
 }
 
 Bell& ArenaTransport::bell(int rank) const {

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/clock.h"
 #include "transport/slot_ring.h"
 #include "transport/transport.h"
 
@@ -25,6 +26,11 @@ struct ArenaLayout {
 /// rank whatever the world, unless slots would become tiny; the other lanes' slots are smaller.
 std::vector<LaneGeometry> geometry_for(const TransportConfig& config);
 
+/// "group 'default' of 4 ranks: ranks 1, 3 did not come within 2 s".
+Error absent_ranks(const TransportConfig& config, const std::vector<int>& ranks);
+/// "rank 2 (pid 4711) died while group 'default' started".
+Error died_at_start(const TransportConfig& config, const Transport& transport, int rank);
+
 class ArenaTransport : public Transport {
  public:
   int rank() const override { return rank_; }
@@ -40,8 +46,11 @@ class ArenaTransport : public Transport {
   }
   void wake() override { bell(rank_).ring_always(); }
 
-  void announce(const OpRecord& record) override { line(rank_).record.write(record); }
-  OpRecord announced(int rank) const override { return line(rank).record.read(); }
+  void announce(const OpRecord& record) override { line(rank_).announce(record); }
+  OpRecord announced(int rank) const override { return line(rank).last_record(); }
+  OpRecord announced_at(int rank, uint64_t sequence) const override {
+    return line(rank).record_of(sequence);
+  }
   std::string describe(int rank) const override;
   void fail(const Failure& failure) override;
   std::optional<Failure> failure() const override { return failure_record().read(); }
@@ -53,15 +62,18 @@ class ArenaTransport : public Transport {
   ArenaTransport(int rank, ArenaLayout layout) : rank_(rank), layout_(std::move(layout)) {}
 
   /// Builds the channels; the memory has to live until the object is gone.
-  void attach(std::byte* base);
-  /// Waits until every rank has attached or `timeout` ends; the ranks that have not.
-  std::vector<int> wait_for_all(std::chrono::milliseconds timeout);
+  void attach(std::byte* base, uint64_t process = 0);
+  /// Says that this rank needs nothing more to start, and returns once every rank has said so.
+  /// Throws, with the same text on all ranks, a TimeoutError naming those that have not by the
+  /// deadline, or a PeerError naming one that died.
+  void wait_for_all(const TransportConfig& config, Clock::time_point deadline);
 
   RankLine& line(int rank) const;
   std::byte* base() const { return base_; }
   const ArenaLayout& layout() const { return layout_; }
 
  private:
+  [[noreturn]] void raise(const Error& error);
   size_t index(int peer, int lane) const { return size_t(lane) * layout_.world + peer; }
   Bell& bell(int rank) const;
   FailureRecord& failure_record() const;

@@ -255,12 +255,32 @@ struct alignas(kLine) FailureRecord {
   }
 };
 
-/// What a rank shows of itself.
+/// What a rank shows of itself. Its last operations are kept, because a rank may be some operations
+/// ahead of one that finds out that they disagree.
 struct alignas(kLine) RankLine {
-  static constexpr uint32_t kAttached = 1, kClosed = 2;
+  // In this order, one after another; 0 is a rank that has not come.
+  static constexpr uint32_t kAttached = 1;  ///< holds its lock; the others can reach it
+  static constexpr uint32_t kReady = 2;     ///< needs nothing any more to start
+  static constexpr uint32_t kClosed = 3;
+
   std::atomic<uint32_t> state{0};
   std::atomic<uint32_t> pid{0};
-  Published<OpRecord> record;
+  std::atomic<uint64_t> process{0};  ///< a random number of the process, where pids may repeat
+  std::atomic<uint64_t> last{0};     ///< sequence of the newest record
+  Published<OpRecord> records[kKeptOperations];
+
+  void announce(const OpRecord& record) {
+    records[record.sequence % kKeptOperations].write(record);
+    // release: pairs with last_record(); the record is there.
+    last.store(record.sequence, std::memory_order_release);
+  }
+  OpRecord last_record() const {
+    return record_of(last.load(std::memory_order_acquire));  // pairs with announce()
+  }
+  OpRecord record_of(uint64_t sequence) const {
+    const OpRecord record = records[sequence % kKeptOperations].read();
+    return record.sequence == sequence ? record : OpRecord();
+  }
 };
 
 }  // namespace dpcomm
