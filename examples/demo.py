@@ -250,6 +250,7 @@ def _bars(axis: Any, results: dict[str, Result], key: str, title: str, colors: A
     bars = axis.bar(labels, values, color=colors[: len(values)], width=0.6)
     axis.bar_label(bars, fmt="%.2f", padding=2)
     axis.set_title(title, loc="left", fontsize=9)
+    axis.set_ylim(0, 1.15 * max(values))
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     axis.tick_params(axis="x", length=0)

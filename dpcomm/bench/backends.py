@@ -17,8 +17,10 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from dpcomm import backend as dpcomm_backend
 from dpcomm.bench.cases import PREMUL_FACTOR, Case
 from dpcomm.bench.units import BenchError
+from dpcomm.errors import UsageError
 
 __all__ = ["Backend", "BackendSpec", "create_backend", "expand", "unsupported_reason"]
 
@@ -185,24 +187,27 @@ def create_backend(spec: BackendSpec, wire_links: str, timeout_s: float) -> Back
     else:
         _check_name(spec.base)
         options = _dpcomm_options(spec, wire_links) if spec.base in WITH_OPTIONS else None
-        group = dist.new_group(
-            backend=spec.base,
-            pg_options=options,
-            timeout=datetime.timedelta(seconds=timeout_s),
-        )
-        inner = TorchBackend(spec, group)
+        inner = TorchBackend(spec, _new_group(spec, options, timeout_s))
     return Fp16HookBackend(inner) if spec.name.endswith(HOOK_SUFFIX) else inner
 
 
+def _new_group(spec: BackendSpec, options: Any, timeout_s: float) -> dist.ProcessGroup:
+    timeout = datetime.timedelta(seconds=timeout_s)
+    try:
+        group: dist.ProcessGroup = dist.new_group(
+            backend=spec.base, pg_options=options, timeout=timeout
+        )
+    except (ImportError, UsageError) as error:  # its library is missing, or an option is wrong
+        raise BenchError(f"{spec.label}: {error}") from error
+    return group
+
+
 def _check_name(name: str) -> None:
+    if name == "dpcomm":  # known already where dpcomm is installed; not in a bare source tree
+        dpcomm_backend.register()
     known = [n for n in dist.Backend.backend_list if n not in ("undefined", "fake")]
     usable = [n for n in known if "cpu" in dist.Backend.backend_capability.get(n, ["cpu"])]
     usable = [n for n in usable if dist.is_backend_available(n)]
-    if name == "dpcomm" and name not in known:
-        raise BenchError(
-            "the backend dpcomm is not registered: this dpcomm was built without torch, or for "
-            "another one; `python -m dpcomm.info` says which, `pip install .` builds it again"
-        )
     if name not in usable:
         reason = "works on CPU tensors" if name in known else "is known"
         raise BenchError(
@@ -216,7 +221,7 @@ def _dpcomm_options(spec: BackendSpec, wire_links: str) -> Any:
 
     try:
         return dpcomm.Options(wire=spec.wire, algorithm=spec.algo, wire_links=wire_links)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except UsageError as error:
         raise BenchError(str(error)) from error
 
 
