@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 RANKS = 2
-PAIRS = 60  # of steps with and without synchronisation, for the CPU time
 DEADLINE_S = 300
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
     "gloo": ("gloo", {}),
@@ -39,7 +38,7 @@ class DemoError(Exception):
 # In each rank ------------------------------------------------------------------------------------
 
 
-def train_variants(names: list[str], epochs: int, seed: int) -> dict[str, Result]:
+def train_variants(names: list[str], epochs: int, seed: int, pairs: int) -> dict[str, Result]:
     """Trains all variants step by step in turn, then measures their communication."""
     import torch
     import torch.distributed as dist
@@ -80,7 +79,7 @@ def train_variants(names: list[str], epochs: int, seed: int) -> dict[str, Result
     ]
     results = _over_ranks(results)
     replicas = [Replica(t.model, functools.partial(t.backward, *batch)) for t in trainers]
-    for result, cost in zip(results, step_costs(replicas, PAIRS), strict=True):
+    for result, cost in zip(results, step_costs(replicas, pairs), strict=True):
         result["cpu_ms"] = cost.cpu_ms
     progress.close()
     return dict(zip(names, results, strict=True))
@@ -144,6 +143,7 @@ def launch(names: list[str], arguments: argparse.Namespace, result_file: Path) -
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
     command += [__file__, "--worker", str(result_file), "--variants", ";".join(names)]
     command += ["--epochs", str(arguments.epochs), "--seed", str(arguments.seed)]
+    command += ["--pairs", str(arguments.pairs)]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     result_file.unlink(missing_ok=True)
     process = subprocess.Popen(command, env=environment)
@@ -250,7 +250,7 @@ def _bars(axis: Any, results: dict[str, Result], key: str, title: str, colors: A
     bars = axis.bar(labels, values, color=colors[: len(values)], width=0.6)
     axis.bar_label(bars, fmt="%.2f", padding=2)
     axis.set_title(title, loc="left", fontsize=9)
-    axis.set_ylim(0, 1.15 * max(values))
+    axis.set_ylim(0, 1.15 * max(*values, 1e-3))
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     axis.tick_params(axis="x", length=0)
@@ -258,8 +258,11 @@ def _bars(axis: Any, results: dict[str, Result], key: str, title: str, colors: A
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=20, help="(20)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--pairs", type=int, default=60, help="steps with and without synchronisation (60)"
+    )
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="a folder")
     parser.add_argument("--variants", default=";".join(VARIANTS), help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -268,7 +271,7 @@ def main() -> int:
     if arguments.worker:
         import torch.distributed as dist
 
-        results = train_variants(names, arguments.epochs, arguments.seed)
+        results = train_variants(names, arguments.epochs, arguments.seed, arguments.pairs)
         if dist.get_rank() == 0:
             arguments.worker.write_text(json.dumps(results))
         dist.destroy_process_group()
