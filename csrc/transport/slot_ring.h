@@ -121,8 +121,10 @@ class SlotRing {
 
 class SlotSender final : public SendChannel, SlotRing {
  public:
-  SlotSender(std::byte* base, const LaneGeometry& lane, Bell& receiver)
-      : SlotRing(base, lane), receiver_(receiver) {}
+  /// `first`: messages before this one, which is 0 but for tests of the wrap-around; all words of
+  /// the channel have to hold it then.
+  SlotSender(std::byte* base, const LaneGeometry& lane, Bell& receiver, uint32_t first = 0)
+      : SlotRing(base, lane), receiver_(receiver), sent_(first), released_(first) {}
 
   std::byte* try_acquire() override {
     if (sent_ - released_ >= slots()) {
@@ -146,14 +148,14 @@ class SlotSender final : public SendChannel, SlotRing {
 
  private:
   Bell& receiver_;
-  uint32_t sent_ = 0;      // messages published; wraps, only differences and equality are used
-  uint32_t released_ = 0;  // last seen
+  uint32_t sent_;      // messages published; wraps, only differences and equality are used
+  uint32_t released_;  // last seen
 };
 
 class SlotReceiver final : public RecvChannel, SlotRing {
  public:
-  SlotReceiver(std::byte* base, const LaneGeometry& lane, Bell& sender)
-      : SlotRing(base, lane), sender_(sender) {}
+  SlotReceiver(std::byte* base, const LaneGeometry& lane, Bell& sender, uint32_t first = 0)
+      : SlotRing(base, lane), sender_(sender), received_(first) {}
 
   bool try_peek(Message& message) override {
     SlotHeader& slot = current();
@@ -174,7 +176,7 @@ class SlotReceiver final : public RecvChannel, SlotRing {
 
  private:
   Bell& sender_;
-  uint32_t received_ = 0;
+  uint32_t received_;
 };
 
 /// A small record that one thread writes and any process reads at any time (a sequence lock).
@@ -198,20 +200,25 @@ class alignas(kLine) Published {
     version_.store(version + 2, std::memory_order_release);
   }
 
+  /// The record, or T() where none could be read whole: the writer died in the middle of one.
   T read() const {
-    T value;
+    constexpr int kQuick = 100, kAttempts = 1000;
     uint64_t words[kWords];
-    for (int attempt = 0; attempt < 1000; ++attempt) {
+    for (int attempt = 0; attempt < kAttempts; ++attempt) {
+      if (attempt >= kQuick) usleep(100);  // the writer has lost its core
       const uint32_t before = version_.load(std::memory_order_acquire);  // pairs with write()'s end
       for (size_t i = 0; i < kWords; ++i) {
         // acquire: pairs with write()'s words, so that the version below is not older than they.
         words[i] = words_[i].load(std::memory_order_acquire);
       }
       const uint32_t after = version_.load(std::memory_order_relaxed);
-      if (before == after && before % 2 == 0) break;
+      if (before == after && before % 2 == 0) {
+        T value;
+        std::memcpy(&value, words, sizeof(T));
+        return value;
+      }
     }
-    std::memcpy(&value, words, sizeof(T));  // a torn record after 1000 tries is still only text
-    return value;
+    return T();
   }
 
  private:
