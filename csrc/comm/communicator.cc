@@ -81,7 +81,7 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
   void progress();
   void start_thread();
   void hand_over();
-  std::exception_ptr perform(const Operation& operation, const Choice& choice);
+  std::optional<Failure> perform(const Operation& operation, const Choice& choice);
 
   std::unique_ptr<Transport> transport;
   const CommunicatorOptions options;
@@ -218,11 +218,12 @@ void Communicator::Impl::execute(const Operation& operation, const Choice& choic
 }
 
 /// Runs an operation; an error makes the communicator unusable on all ranks, with one text.
-std::exception_ptr Communicator::Impl::perform(const Operation& operation, const Choice& choice) {
+std::optional<Failure> Communicator::Impl::perform(const Operation& operation,
+                                                   const Choice& choice) {
   Failure failure;
   try {
     execute(operation, choice);
-    return nullptr;
+    return std::nullopt;
   } catch (const Error& error) {
     failure = Failure{error.kind(), error.what()};
   } catch (const std::exception& error) {
@@ -232,7 +233,7 @@ std::exception_ptr Communicator::Impl::perform(const Operation& operation, const
     transport->fail(failure);
     failure = transport->failure().value_or(failure);
   }
-  return std::make_exception_ptr(Error(failure.kind, failure.message));
+  return failure;
 }
 
 void Communicator::Impl::progress() {
@@ -244,13 +245,13 @@ void Communicator::Impl::progress() {
     queue.pop_front();
     busy = true;
     lock.unlock();
-    const std::exception_ptr error = perform(item.operation, item.choice);
+    std::optional<Failure> error = perform(item.operation, item.choice);
     lock.lock();
     busy = false;
     changed.notify_all();
     lock.unlock();
     completing = this;
-    item.work->complete(error);
+    item.work->complete(std::move(error));
     item.work.reset();  // what the callbacks hold is released before the next operation
     const bool handed_over = completing == nullptr;
     completing = nullptr;
@@ -337,12 +338,12 @@ void Communicator::run(const Operation& operation) {
   }
   impl.busy = true;
   lock.unlock();
-  const std::exception_ptr error = impl.perform(operation, choice);
+  const std::optional<Failure> error = impl.perform(operation, choice);
   lock.lock();
   impl.busy = false;
   if (impl.closed || !impl.queue.empty()) impl.changed.notify_all();
   lock.unlock();
-  if (error) std::rethrow_exception(error);
+  if (error) throw Error(error->kind, error->message);
 }
 
 std::shared_ptr<Work> Communicator::submit(const Operation& operation) {
@@ -404,8 +405,9 @@ void Communicator::close() {
   impl.closing.store(true);
   impl.transport->wake();
   for (const auto& item : abandoned) {
-    item.work->complete(std::make_exception_ptr(peer_error(
-        name(item.operation.collective), ": the communicator was closed before it ran")));
+    item.work->complete(Failure{
+        ErrorKind::kPeer,
+        str(name(item.operation.collective), ": the communicator was closed before it ran")});
   }
   if (impl.thread.joinable()) {
     if (impl.thread.get_id() == std::this_thread::get_id()) {

@@ -17,7 +17,7 @@ struct Work::State {
   std::mutex mutex;
   std::condition_variable changed;
   bool done = false;
-  std::exception_ptr error;
+  std::optional<Failure> error;
   std::vector<std::function<void()>> callbacks;
 };
 
@@ -35,7 +35,8 @@ bool Work::done() const {
 
 std::exception_ptr Work::error() const {
   std::lock_guard lock(state_->mutex);
-  return state_->error;
+  if (!state_->error) return nullptr;
+  return std::make_exception_ptr(Error(state_->error->kind, state_->error->message));
 }
 
 bool Work::wait(std::chrono::milliseconds timeout, const std::function<bool()>& interrupted) {
@@ -62,7 +63,7 @@ bool Work::wait(std::chrono::milliseconds timeout, const std::function<bool()>& 
       lock.lock();
     }
   }
-  if (state_->error) std::rethrow_exception(state_->error);
+  if (state_->error) throw Error(state_->error->kind, state_->error->message);
   return true;
 }
 
@@ -77,12 +78,12 @@ void Work::then(std::function<void()> callback) {
   callback();
 }
 
-void Work::complete(std::exception_ptr error) {
+void Work::complete(std::optional<Failure> error) {
   std::vector<std::function<void()>> callbacks;
   {
     std::lock_guard lock(state_->mutex);
     state_->done = true;
-    state_->error = error;
+    state_->error = std::move(error);
     callbacks.swap(state_->callbacks);
     state_->changed.notify_all();
   }

@@ -5,6 +5,9 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <optional>
+
+#include "transport/channel.h"
 
 namespace dpcomm {
 
@@ -18,7 +21,8 @@ class Work {
   Work& operator=(const Work&) = delete;
 
   bool done() const;
-  /// The error it ended with, or null; null too while it runs.
+  /// The error it ended with, or null; null too while it runs. Every caller gets an exception of
+  /// its own: one object that several threads throw and release would be shared without need.
   std::exception_ptr error() const;
   /// Returns when it is complete; rethrows its error. A positive `timeout` that runs out gives a
   /// TimeoutError, and the operation goes on; zero waits as long as the operation may take.
@@ -32,7 +36,7 @@ class Work {
   void then(std::function<void()> callback);
 
   /// For whoever runs the operation.
-  void complete(std::exception_ptr error);
+  void complete(std::optional<Failure> error);
 
  private:
   struct State;
