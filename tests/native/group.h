@@ -1,0 +1,228 @@
+// A group of ranks as threads, and what the result of a collective on exact inputs has to be.
+#pragma once
+
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "comm/communicator.h"
+#include "schedule/registry.h"
+
+namespace dpcomm {
+
+/// inproc needs no store: the ranks meet by the group's name.
+class NoBootstrap final : public Bootstrap {
+ public:
+  void set(const std::string&, const std::string&) override {}
+  bool get(const std::string&, std::chrono::milliseconds, std::string&) override { return false; }
+};
+
+inline CommunicatorOptions group_options(const std::string& name) {
+  CommunicatorOptions options = CommunicatorOptions::from_environment();
+  options.transport = "inproc";
+  options.name = name;
+  options.timeout = std::chrono::milliseconds(30000);
+  options.wire_on_all_links = true;
+  return options;
+}
+
+using RankBody = std::function<void(Communicator&)>;
+
+/// Runs body(communicator) in a thread per rank of a fresh group.
+inline void run_group(int world, const CommunicatorOptions& options, const RankBody& body) {
+  std::vector<std::thread> ranks;
+  for (int rank = 0; rank < world; ++rank) {
+    ranks.emplace_back([&, rank] {
+      NoBootstrap bootstrap;
+      const auto communicator = Communicator::create(rank, world, bootstrap, options);
+      body(*communicator);
+    });
+  }
+  for (std::thread& rank : ranks) rank.join();
+}
+
+inline std::string fresh_name() {
+  static std::atomic<int> number{0};
+  return "group" + std::to_string(number.fetch_add(1));
+}
+
+/// One collective on small integers, exact in every dtype and wire format: contributions, outputs
+/// that start poisoned between guards, and the comparison.
+class Trial {
+ public:
+  static constexpr size_t kGuard = 64;
+
+  Trial(Operation operation, int rank, int world, int salt, bool in_place)
+      : operation_(operation), rank_(rank), world_(world), salt_(salt), in_place_(in_place) {
+    const bool gather = operation.collective == Collective::kAllGather;
+    const bool scatter = operation.collective == Collective::kReduceScatter;
+    const size_t input_elems = operation.count * (scatter ? world : 1);
+    const size_t output_elems = operation.count * (gather ? world : 1);
+    const size_t elem = size_bytes(operation.dtype);
+    input_ = Buffer(input_elems * elem);
+    output_ = Buffer(output_elems * elem);
+    for (size_t i = 0; i < input_elems; ++i) put(input_.data(), i, contribution(rank, i));
+    input_before_ = input_.bytes;
+    std::memset(output_.data(), 0xa5, output_elems * elem);
+    has_output_ = operation.collective != Collective::kReduce || operation.root == rank;
+    if (operation.collective == Collective::kBroadcast) {
+      in_place_ = true;
+      if (operation.root == rank) output_.bytes = input_.bytes;
+    }
+    prepare(gather, scatter, elem);
+  }
+
+  const Operation& operation() const { return operation_; }
+
+  void check() const {
+    CHECK(input_.guards_hold());
+    CHECK(output_.guards_hold());
+    if (!has_output_ || !in_place_) CHECK(input_.bytes == input_before_);
+    if (!has_output_) return;
+    const bool scatter = operation_.collective == Collective::kReduceScatter;
+    const bool gather = operation_.collective == Collective::kAllGather;
+    const auto* at = static_cast<const std::byte*>(operation_.output);
+    for (size_t i = 0; i < operation_.count * (gather ? world_ : 1); ++i) {
+      const size_t index = scatter ? rank_ * operation_.count + i : i;
+      CHECK_EQ(get(at, i), expected(index));
+    }
+  }
+
+ private:
+  struct Buffer {
+    std::vector<std::byte> bytes;
+    Buffer() = default;
+    explicit Buffer(size_t payload) : bytes(payload + 2 * kGuard, std::byte{0x5a}) {}
+    std::byte* data() { return bytes.data() + kGuard; }
+    bool guards_hold() const {
+      for (size_t i = 0; i < kGuard; ++i) {
+        if (bytes[i] != std::byte{0x5a} || bytes[bytes.size() - 1 - i] != std::byte{0x5a}) {
+          return false;
+        }
+      }
+      return true;
+    }
+  };
+
+  void prepare(bool gather, bool scatter, size_t elem) {
+    operation_.input = input_.data();
+    operation_.output = has_output_ ? output_.data() : nullptr;
+    const size_t own = rank_ * operation_.count * elem;
+    if (!in_place_) return;
+    if (gather) {
+      std::memcpy(output_.data() + own, input_.data(), operation_.count * elem);
+      operation_.input = output_.data() + own;
+    } else if (scatter) {
+      operation_.output = input_.data() + own;
+    } else if (operation_.collective == Collective::kBroadcast) {
+      operation_.input = output_.data();
+    } else if (has_output_) {
+      operation_.output = input_.data();
+    }
+  }
+
+  /// 0, 1 or 2: sums over 9 ranks stay exact in every format, and products small.
+  int contribution(int rank, size_t i) const {
+    return static_cast<int>((i * 7 + rank * 5 + salt_ + i / 11) % 3);
+  }
+
+  int expected(size_t i) const {
+    if (operation_.collective == Collective::kBroadcast) return contribution(operation_.root, i);
+    if (operation_.collective == Collective::kAllGather) {
+      return contribution(static_cast<int>(i / operation_.count), i % operation_.count);
+    }
+    int sum = contribution(0, i);
+    for (int rank = 1; rank < world_; ++rank) {
+      const int other = contribution(rank, i);
+      if (operation_.op == ReduceOp::kMax) {
+        sum = std::max(sum, other);
+      } else if (operation_.op == ReduceOp::kProduct) {
+        sum *= other;
+      } else {
+        sum += other;
+      }
+    }
+    return sum;
+  }
+
+  void put(std::byte* base, size_t i, int value) const {
+    switch (operation_.dtype) {
+      case Dtype::kFloat32:
+        return put_as(base, i, static_cast<float>(value));
+      case Dtype::kFloat64:
+        return put_as(base, i, static_cast<double>(value));
+      case Dtype::kInt64:
+        return put_as(base, i, static_cast<int64_t>(value));
+      case Dtype::kInt8:
+        return put_as(base, i, static_cast<int8_t>(value));
+      case Dtype::kBFloat16: {
+        const auto wide = static_cast<float>(value);
+        uint32_t bits;
+        std::memcpy(&bits, &wide, sizeof(bits));
+        return put_as(base, i, static_cast<uint16_t>(bits >> 16));
+      }
+      default:
+        check::fail(__FILE__, __LINE__, "a dtype that Trial does not know");
+    }
+  }
+
+  int get(const std::byte* base, size_t i) const {
+    switch (operation_.dtype) {
+      case Dtype::kFloat32:
+        return static_cast<int>(get_as<float>(base, i));
+      case Dtype::kFloat64:
+        return static_cast<int>(get_as<double>(base, i));
+      case Dtype::kInt64:
+        return static_cast<int>(get_as<int64_t>(base, i));
+      case Dtype::kInt8:
+        return get_as<int8_t>(base, i);
+      case Dtype::kBFloat16: {
+        const uint32_t bits = uint32_t{get_as<uint16_t>(base, i)} << 16;
+        float wide;
+        std::memcpy(&wide, &bits, sizeof(wide));
+        return static_cast<int>(wide);
+      }
+      default:
+        check::fail(__FILE__, __LINE__, "a dtype that Trial does not know");
+    }
+  }
+
+  template <class T>
+  static void put_as(std::byte* base, size_t i, T value) {
+    std::memcpy(base + i * sizeof(T), &value, sizeof(T));
+  }
+  template <class T>
+  static T get_as(const std::byte* base, size_t i) {
+    T value;
+    std::memcpy(&value, base + i * sizeof(T), sizeof(T));
+    return value;
+  }
+
+  Operation operation_;
+  int rank_, world_, salt_;
+  bool in_place_;
+  bool has_output_ = true;
+  Buffer input_, output_;
+  std::vector<std::byte> input_before_;
+};
+
+/// The operations that a group runs in a test of everything: each algorithm of each collective.
+inline std::vector<Operation> every_algorithm() {
+  std::vector<Operation> operations;
+  for (const AlgorithmInfo& algorithm : kAlgorithms) {
+    Operation operation;
+    operation.collective = algorithm.collective;
+    operation.algorithm = algorithm.name;
+    operations.push_back(operation);
+  }
+  Operation automatic;
+  automatic.algorithm = "auto";
+  operations.push_back(automatic);
+  return operations;
+}
+
+}  // namespace dpcomm

@@ -1,0 +1,322 @@
+// Channels, bells, records and failure records alone (transport/slot_ring.h), two threads and more.
+#include "transport/slot_ring.h"
+
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+
+namespace dpcomm {
+namespace {
+
+using std::chrono::nanoseconds;
+using std::chrono::steady_clock;
+
+constexpr std::chrono::seconds kNever{6};  // a sleep that lasts so long was not ended by a ring
+constexpr size_t kSlotBytes = 256;
+constexpr size_t kWords = kSlotBytes / sizeof(uint32_t);
+
+int scaled(int count) { return check::long_run() ? 20 * count : count; }
+
+struct FreeMemory {
+  void operator()(std::byte* memory) const { std::free(memory); }
+};
+
+/// A channel between two threads, with the bells of both.
+struct Channel {
+  LaneGeometry lane;
+  std::unique_ptr<std::byte, FreeMemory> memory;
+  Bell sender_bell, receiver_bell;
+
+  /// All words of the channel as they are after `first` messages.
+  explicit Channel(int slots, uint32_t first = 0) : lane{slots, kSlotBytes} {
+    const size_t bytes = channel_bytes(lane);
+    memory.reset(static_cast<std::byte*>(std::aligned_alloc(kLine, bytes)));
+    std::memset(memory.get(), 0, bytes);
+    new (memory.get()) Credits;
+    reinterpret_cast<Credits*>(memory.get())->released.store(first);
+    for (int slot = 0; slot < slots; ++slot) {
+      std::byte* at = memory.get() + sizeof(Credits) + slot * (sizeof(SlotHeader) + kSlotBytes);
+      (new (at) SlotHeader)->turn.store(first);
+    }
+  }
+};
+
+/// What an executor does, in short: look; arm, look once more, sleep.
+template <class Look>
+void wait_for(Bell& bell, bool sleepy, Look look) {
+  for (;;) {
+    for (int i = 0; i < 20; ++i) {
+      if (look()) return;
+      if (!sleepy) std::this_thread::yield();
+    }
+    if (!sleepy) continue;
+    const uint32_t ticket = bell.arm();
+    if (look()) {
+      bell.disarm();
+      return;
+    }
+    const auto began = steady_clock::now();
+    bell.sleep(ticket, kNever);
+    CHECK(steady_clock::now() - began < kNever);  // else a ring was lost
+  }
+}
+
+uint32_t word(uint32_t message, size_t at) { return message * 2654435761u + uint32_t(at); }
+uint32_t bytes_of(uint32_t message) { return message % (kWords + 1) * sizeof(uint32_t); }
+
+void send_messages(Channel& channel, uint32_t first, int messages, bool sleepy) {
+  SlotSender sender(channel.memory.get(), channel.lane, channel.receiver_bell, first);
+  for (int i = 0; i < messages; ++i) {
+    const uint32_t message = first + 1 + i;
+    std::byte* slot = nullptr;
+    wait_for(channel.sender_bell, sleepy, [&] { return (slot = sender.try_acquire()) != nullptr; });
+    CHECK(sender.try_acquire() == slot);  // until it is published
+    auto* words = reinterpret_cast<uint32_t*>(slot);
+    for (size_t at = 0; at < kWords; ++at) words[at] = word(message, at);
+    sender.publish(bytes_of(message), ~message);
+  }
+}
+
+void receive_messages(Channel& channel, uint32_t first, int messages, bool sleepy) {
+  SlotReceiver receiver(channel.memory.get(), channel.lane, channel.sender_bell, first);
+  std::minstd_rand random(static_cast<uint32_t>(check::seed()));
+  for (int i = 0; i < messages; ++i) {
+    const uint32_t expected = first + 1 + i;
+    Message message;
+    wait_for(channel.receiver_bell, sleepy, [&] { return receiver.try_peek(message); });
+    if (random() % 64 == 0) std::this_thread::yield();  // the sender runs ahead
+    CHECK_EQ(message.tag, ~expected);
+    CHECK_EQ(message.bytes, bytes_of(expected));
+    const auto* words = reinterpret_cast<const uint32_t*>(message.data);
+    for (size_t at = 0; at < kWords; ++at) CHECK_EQ(words[at], word(expected, at));
+    receiver.release();
+  }
+  Message message;
+  CHECK(!receiver.try_peek(message));
+}
+
+void pass_messages(int slots, uint32_t first, int messages, bool sleepy) {
+  Channel channel(slots, first);
+  std::thread sender([&] { send_messages(channel, first, messages, sleepy); });
+  receive_messages(channel, first, messages, sleepy);
+  sender.join();
+}
+
+TEST(messages_arrive_whole_and_in_order) {
+  for (int slots = 1; slots <= 5; ++slots) pass_messages(slots, 0, scaled(3000), false);
+}
+
+TEST(the_turn_wraps_around) {
+  for (int slots = 1; slots <= 5; ++slots) {
+    for (uint32_t before : {1u, 2u, 7u, 100u}) pass_messages(slots, 0u - before, 300, false);
+  }
+}
+
+TEST(a_ring_ends_a_sleep) {
+  for (int slots = 1; slots <= 5; ++slots) pass_messages(slots, 0, scaled(2000), true);
+}
+
+TEST(a_sender_never_has_more_slots_than_there_are) {
+  for (int slots = 1; slots <= 5; ++slots) {
+    Channel channel(slots);
+    SlotSender sender(channel.memory.get(), channel.lane, channel.receiver_bell);
+    SlotReceiver receiver(channel.memory.get(), channel.lane, channel.sender_bell);
+    Message message;
+    for (int i = 0; i < slots; ++i) {
+      CHECK(sender.try_acquire() != nullptr);
+      sender.publish(4, 1);
+    }
+    CHECK(sender.try_acquire() == nullptr);
+    CHECK(receiver.try_peek(message));
+    CHECK(sender.try_acquire() == nullptr);  // peeked is not released
+    receiver.release();
+    CHECK(sender.try_acquire() != nullptr);
+  }
+}
+
+TEST(what_is_not_published_is_not_seen) {
+  Channel channel(2);
+  SlotSender sender(channel.memory.get(), channel.lane, channel.receiver_bell);
+  SlotReceiver receiver(channel.memory.get(), channel.lane, channel.sender_bell);
+  std::memset(sender.try_acquire(), 0xff, kSlotBytes);
+  Message message;
+  CHECK(!receiver.try_peek(message));
+}
+
+/// Both ends of two channels sleep whenever they can: a lost ring shows as a sleep that lasts.
+TEST(no_ring_is_lost_in_ping_pong) {
+  Channel there(1), back(1);
+  const int rounds = scaled(20000);
+  std::thread echo([&] {
+    SlotReceiver in(there.memory.get(), there.lane, there.sender_bell);
+    SlotSender out(back.memory.get(), back.lane, back.receiver_bell);
+    Message message;
+    for (int i = 0; i < rounds; ++i) {
+      wait_for(there.receiver_bell, true, [&] { return in.try_peek(message); });
+      in.release();
+      wait_for(back.sender_bell, true, [&] { return out.try_acquire() != nullptr; });
+      out.publish(0, message.tag);
+    }
+  });
+  SlotSender out(there.memory.get(), there.lane, there.receiver_bell);
+  SlotReceiver in(back.memory.get(), back.lane, back.sender_bell);
+  Message message;
+  for (int i = 0; i < rounds; ++i) {
+    wait_for(there.sender_bell, true, [&] { return out.try_acquire() != nullptr; });
+    out.publish(0, i);
+    wait_for(back.receiver_bell, true, [&] { return in.try_peek(message); });
+    CHECK_EQ(message.tag, static_cast<uint32_t>(i));
+    in.release();
+  }
+  echo.join();
+}
+
+/// Some turns of an empty loop, which shift two threads against each other.
+void linger(uint32_t turns) {
+  for (uint32_t i = 0; i < turns; ++i) asm volatile("");
+}
+
+/// The store-buffer pattern of Bell alone, without a futex: after arm() and a look in one thread,
+/// and a store and a look at `asleep` in the other, at least one has seen the other.
+TEST(one_of_sleeper_and_ringer_sees_the_other) {
+  const uint32_t rounds = scaled(20000);
+  Channel channel(1);
+  Bell bell;
+  std::atomic<uint32_t> round_of_sleeper{0}, round_of_ringer{0};
+  std::vector<char> looked(rounds + 1), rung(rounds + 1);
+  const auto meet = [](std::atomic<uint32_t>& mine, std::atomic<uint32_t>& other, uint32_t round) {
+    mine.store(round);
+    for (int spins = 0; other.load() < round; ++spins) {
+      if (spins > 1000) std::this_thread::yield();
+    }
+  };
+  SlotReceiver receiver(channel.memory.get(), channel.lane, channel.sender_bell);
+  SlotSender sender(channel.memory.get(), channel.lane, bell);
+  std::thread ringer([&] {
+    for (uint32_t round = 1; round <= rounds; ++round) {
+      const uint32_t before = bell.rung.load();
+      CHECK(sender.try_acquire() != nullptr);
+      meet(round_of_ringer, round_of_sleeper, 3 * round);
+      linger(round * 13 % 400);
+      sender.publish(0, round);
+      rung[round] = bell.rung.load() != before;
+      meet(round_of_ringer, round_of_sleeper, 3 * round + 1);
+      meet(round_of_ringer, round_of_sleeper, 3 * round + 2);
+    }
+  });
+  for (uint32_t round = 1; round <= rounds; ++round) {
+    Message message;
+    meet(round_of_sleeper, round_of_ringer, 3 * round);
+    linger(round * 7 % 400);
+    bell.arm();
+    looked[round] = receiver.try_peek(message);
+    meet(round_of_sleeper, round_of_ringer, 3 * round + 1);
+    CHECK(looked[round] || rung[round]);
+    bell.disarm();
+    CHECK(receiver.try_peek(message));
+    receiver.release();
+    meet(round_of_sleeper, round_of_ringer, 3 * round + 2);
+  }
+  ringer.join();
+}
+
+TEST(a_bell_takes_many_ringers) {
+  Bell bell;
+  std::atomic<int> given{0};
+  std::atomic<bool> over{false};
+  const int rounds = scaled(500);
+  std::vector<std::thread> ringers;
+  for (int i = 0; i < 3; ++i) {
+    ringers.emplace_back([&] {
+      for (int round = 0; round < rounds; ++round) {
+        given.fetch_add(1);
+        bell.ring();
+        if (round % 16 == 0) std::this_thread::yield();
+      }
+    });
+  }
+  int seen = 0;
+  while (seen < 3 * rounds) {
+    wait_for(bell, true, [&] { return given.load() > seen; });
+    seen = given.load();
+  }
+  for (auto& ringer : ringers) ringer.join();
+  std::thread waker([&] {  // ring_always() ends a sleep although nothing was announced
+    over.store(true);
+    bell.ring_always();
+  });
+  wait_for(bell, true, [&] { return over.load(); });
+  waker.join();
+}
+
+struct Record {
+  uint64_t words[6];
+};
+
+TEST(a_published_record_is_read_whole) {
+  Published<Record> published;
+  const int reads = scaled(50000);
+  std::atomic<int> reading{2};
+  const auto read = [&] {
+    uint64_t newest = 0;
+    for (int i = 0; i < reads; ++i) {
+      const Record record = published.read();
+      for (uint64_t word : record.words) CHECK_EQ(word, record.words[0]);
+      if (record.words[0] == 0) continue;  // none could be read whole, or none is there yet
+      CHECK(record.words[0] >= newest);
+      newest = record.words[0];
+    }
+    reading.fetch_sub(1);
+  };
+  std::thread first(read), second(read);
+  uint64_t number = 0;
+  while (reading.load() > 0 || number == 0) {
+    Record record;
+    ++number;
+    for (uint64_t& word : record.words) word = number;
+    published.write(record);
+  }
+  first.join();
+  second.join();
+  CHECK_EQ(published.read().words[5], number);
+}
+
+TEST(the_first_failure_wins) {
+  for (int round = 0; round < scaled(50); ++round) {
+    auto record = std::make_unique<FailureRecord>();
+    CHECK(!record->raised());
+    CHECK(!record->read().has_value());
+    std::vector<std::thread> threads;
+    std::atomic<int> start{0};
+    std::string seen[4];
+    for (int i = 0; i < 4; ++i) {
+      threads.emplace_back([&, i] {
+        start.fetch_add(1);
+        while (start.load() < 4) std::this_thread::yield();
+        if (i < 3) record->raise(Failure{ErrorKind::kTimeout, std::string(50 + i, char('a' + i))});
+        while (!record->raised()) std::this_thread::yield();
+        const auto failure = record->read();
+        CHECK(failure.has_value());
+        CHECK(failure->kind == ErrorKind::kTimeout);
+        seen[i] = failure->message;
+      });
+    }
+    for (auto& thread : threads) thread.join();
+    CHECK_EQ(seen[0], std::string(50 + seen[0][0] - 'a', seen[0][0]));
+    for (const std::string& each : seen) CHECK_EQ(each, seen[0]);
+  }
+}
+
+TEST(a_long_failure_text_is_cut) {
+  auto record = std::make_unique<FailureRecord>();
+  record->raise(Failure{ErrorKind::kPeer, std::string(10000, 'x')});
+  const auto failure = record->read();
+  CHECK_EQ(failure->message, std::string(FailureRecord::kTextBytes, 'x'));
+}
+
+}  // namespace
+}  // namespace dpcomm
