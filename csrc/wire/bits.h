@@ -83,30 +83,18 @@ inline float float_of_bf16(uint16_t brain) {
   return bits_as<float>(static_cast<uint32_t>(brain) << 16);
 }
 
-/// A float of magnitude below 2^22 rounded to nearest even, at most 127 in magnitude; -128 for Inf
-/// and NaN. Adding 1.5 * 2^23 leaves the rounded number in the lowest bits.
-inline int8_t int8_of(float x) {
-  if ((bits_as<uint32_t>(x) & kMagnitude32) >= kInfinity32) return -128;
-  const int32_t rounded = static_cast<int32_t>(bits_as<uint32_t>(x + 0x1.8p23f) - 0x4b400000u);
-  const int32_t below = rounded < 127 ? rounded : 127;
-  return static_cast<int8_t>(below > -127 ? below : -127);
-}
-
-/// The float of what int8_of gave; exact.
-inline float float_of_int8(int8_t q) {
-  return q == -128 ? bits_as<float>(kNan32) : static_cast<float>(q);
-}
-
 /// 2^(biased - 127) for 1 <= biased <= 254.
 inline float power_of_two(uint32_t biased) { return bits_as<float>(biased << 23); }
 
-/// A number that orders the magnitudes of finite floats, all above Inf and NaN: twice the magnitude
-/// plus 2^24, where those wrap around to less than 2^24.
-inline uint32_t finite_key(uint32_t bits) { return 2 * bits + 0x1000000; }
-
-/// The magnitude of a key as bits; 0 for Inf and NaN.
-inline uint32_t magnitude_of_key(uint32_t key) {
-  return key < 0x1000000 ? 0 : (key - 0x1000000) / 2;
+/// The largest magnitude among the finite ones of n floats, as bits; 0 where there is none.
+inline uint32_t largest_finite_bits(const float* values, size_t n) {
+  int32_t largest = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const int32_t magnitude = static_cast<int32_t>(bits_as<uint32_t>(values[i]) & kMagnitude32);
+    const int32_t finite = magnitude < static_cast<int32_t>(kInfinity32) ? magnitude : 0;
+    largest = finite > largest ? finite : largest;
+  }
+  return static_cast<uint32_t>(largest);
 }
 
 }  // namespace

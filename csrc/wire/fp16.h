@@ -68,7 +68,7 @@ struct Fp16Wire {
   /// Writes the payload of one block; returns its exponent byte.
   static uint8_t encode(uint8_t* payload, const float* values, size_t count) {
     float bounded[kBlock];
-    const uint32_t largest = (largest_finite_bits<V>(values, count) + kHalfUnit) >> 23;
+    const uint32_t largest = (largest_finite_bits(values, count) + kHalfUnit) >> 23;
     const uint32_t bounded_below = largest > kLeastByte ? largest : kLeastByte;
     const uint32_t byte = bounded_below < kTopByte ? bounded_below : kTopByte;
     if (byte == kTopByte) {

@@ -32,7 +32,7 @@ constexpr KernelTable kernel_table() {
   add_tensor<ExactTensor<Bool>>(table, Dtype::kBool);
   table.wire[static_cast<int>(WireFormat::kFp16)] = Fp16Wire<V>::codec();
   table.wire[static_cast<int>(WireFormat::kBf16)] = Bf16Wire<V>::wire();
-  table.wire[static_cast<int>(WireFormat::kInt8)] = Int8Wire<V>::codec();
+  table.wire[static_cast<int>(WireFormat::kInt8)] = Int8Wire::codec();
   table.sum_f32 = sum_f32_by<V>;
   return table;
 }

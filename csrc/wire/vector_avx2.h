@@ -36,48 +36,16 @@ struct Avx2 {
                      _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
   }
 
-  static Reg load_int8(const void* p) {
-    const __m128i bytes = _mm_loadl_epi64(static_cast<const __m128i*>(p));
-    const __m256i q = _mm256_cvtepi8_epi32(bytes);
-    const Reg nan = _mm256_castsi256_ps(_mm256_cmpeq_epi32(q, _mm256_set1_epi32(-128)));
-    return _mm256_blendv_ps(_mm256_cvtepi32_ps(q), canonical_nan_register(), nan);
-  }
-  static void store_int8(void* p, Reg x) {
-    const __m256i q = _mm256_cvtps_epi32(x);  // Inf and NaN give the least int32
-    const __m256i lost = _mm256_cmpeq_epi32(q, _mm256_set1_epi32(INT32_MIN));
-    const __m256i bounded =
-        _mm256_max_epi32(_mm256_min_epi32(q, _mm256_set1_epi32(127)), _mm256_set1_epi32(-127));
-    const __m256i chosen = _mm256_blendv_epi8(bounded, _mm256_set1_epi32(-128), lost);
-    const __m128i words =
-        _mm_packs_epi32(_mm256_castsi256_si128(chosen), _mm256_extracti128_si256(chosen, 1));
-    _mm_storel_epi64(static_cast<__m128i*>(p), _mm_packs_epi16(words, words));
-  }
-
   static Reg all(float x) { return _mm256_set1_ps(x); }
   static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
   static Reg canonical(Reg x) {
-    return _mm256_blendv_ps(x, canonical_nan_register(), _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-  }
-
-  using Keys = __m256i;
-  static Keys no_keys() { return _mm256_setzero_si256(); }
-  static Keys keys_of(Reg x) {
-    const __m256i bits = _mm256_castps_si256(x);
-    return _mm256_add_epi32(_mm256_add_epi32(bits, bits), _mm256_set1_epi32(0x1000000));
-  }
-  static Keys larger(Keys a, Keys b) { return _mm256_max_epu32(a, b); }
-  static uint32_t largest_key(Keys keys) {
-    const __m128i half =
-        _mm_max_epu32(_mm256_castsi256_si128(keys), _mm256_extracti128_si256(keys, 1));
-    const __m128i pair = _mm_max_epu32(half, _mm_shuffle_epi32(half, 0x4e));
-    const __m128i one = _mm_max_epu32(pair, _mm_shuffle_epi32(pair, 0xb1));
-    return static_cast<uint32_t>(_mm_cvtsi128_si32(one));
+    const Reg nan = _mm256_castsi256_ps(_mm256_set1_epi32(kNan32));
+    return _mm256_blendv_ps(x, nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
   }
 
  private:
-  static Reg canonical_nan_register() { return _mm256_castsi256_ps(_mm256_set1_epi32(kNan32)); }
   static __m128i halves(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 };
 

@@ -34,38 +34,16 @@ struct Avx512 {
     _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(chosen));
   }
 
-  static Reg load_int8(const void* p) {
-    const __m512i q = _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
-    const __mmask16 nan = _mm512_cmpeq_epi32_mask(q, _mm512_set1_epi32(-128));
-    return _mm512_mask_mov_ps(_mm512_cvtepi32_ps(q), nan, canonical_nan_register());
-  }
-  static void store_int8(void* p, Reg x) {
-    const __m512i q = _mm512_cvtps_epi32(x);  // Inf and NaN give the least int32
-    const __mmask16 held = _mm512_cmpneq_epi32_mask(q, _mm512_set1_epi32(INT32_MIN));
-    const __m512i bounded = _mm512_mask_max_epi32(q, held, q, _mm512_set1_epi32(-127));
-    // Saturation bounds the rest: 128 gives 127, the least int32 gives -128.
-    _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(bounded));
-  }
-
   static Reg all(float x) { return _mm512_set1_ps(x); }
   static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
   static Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
   static Reg canonical(Reg x) {
-    return _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), canonical_nan_register());
+    const Reg nan = _mm512_castsi512_ps(_mm512_set1_epi32(kNan32));
+    return _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), nan);
   }
-
-  using Keys = __m512i;
-  static Keys no_keys() { return _mm512_setzero_si512(); }
-  static Keys keys_of(Reg x) {
-    const __m512i bits = _mm512_castps_si512(x);
-    return _mm512_add_epi32(_mm512_add_epi32(bits, bits), _mm512_set1_epi32(0x1000000));
-  }
-  static Keys larger(Keys a, Keys b) { return _mm512_max_epu32(a, b); }
-  static uint32_t largest_key(Keys keys) { return _mm512_reduce_max_epu32(keys); }
 
  private:
-  static Reg canonical_nan_register() { return _mm512_castsi512_ps(_mm512_set1_epi32(kNan32)); }
   static __m256i halves(const void* p) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(p));
   }

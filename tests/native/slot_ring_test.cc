@@ -175,55 +175,6 @@ TEST(no_ring_is_lost_in_ping_pong) {
   echo.join();
 }
 
-/// Some turns of an empty loop, which shift two threads against each other.
-void linger(uint32_t turns) {
-  for (uint32_t i = 0; i < turns; ++i) asm volatile("");
-}
-
-/// The store-buffer pattern of Bell alone, without a futex: after arm() and a look in one thread,
-/// and a store and a look at `asleep` in the other, at least one has seen the other.
-TEST(one_of_sleeper_and_ringer_sees_the_other) {
-  const uint32_t rounds = scaled(20000);
-  Channel channel(1);
-  Bell bell;
-  std::atomic<uint32_t> round_of_sleeper{0}, round_of_ringer{0};
-  std::vector<char> looked(rounds + 1), rung(rounds + 1);
-  const auto meet = [](std::atomic<uint32_t>& mine, std::atomic<uint32_t>& other, uint32_t round) {
-    mine.store(round);
-    for (int spins = 0; other.load() < round; ++spins) {
-      if (spins > 1000) std::this_thread::yield();
-    }
-  };
-  SlotReceiver receiver(channel.memory.get(), channel.lane, channel.sender_bell);
-  SlotSender sender(channel.memory.get(), channel.lane, bell);
-  std::thread ringer([&] {
-    for (uint32_t round = 1; round <= rounds; ++round) {
-      const uint32_t before = bell.rung.load();
-      CHECK(sender.try_acquire() != nullptr);
-      meet(round_of_ringer, round_of_sleeper, 3 * round);
-      linger(round * 13 % 400);
-      sender.publish(0, round);
-      rung[round] = bell.rung.load() != before;
-      meet(round_of_ringer, round_of_sleeper, 3 * round + 1);
-      meet(round_of_ringer, round_of_sleeper, 3 * round + 2);
-    }
-  });
-  for (uint32_t round = 1; round <= rounds; ++round) {
-    Message message;
-    meet(round_of_sleeper, round_of_ringer, 3 * round);
-    linger(round * 7 % 400);
-    bell.arm();
-    looked[round] = receiver.try_peek(message);
-    meet(round_of_sleeper, round_of_ringer, 3 * round + 1);
-    CHECK(looked[round] || rung[round]);
-    bell.disarm();
-    CHECK(receiver.try_peek(message));
-    receiver.release();
-    meet(round_of_sleeper, round_of_ringer, 3 * round + 2);
-  }
-  ringer.join();
-}
-
 TEST(a_bell_takes_many_ringers) {
   Bell bell;
   std::atomic<int> given{0};
