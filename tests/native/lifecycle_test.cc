@@ -158,6 +158,7 @@ TEST(close_during_asynchronous_operations) {
 
 TEST(abort_from_another_thread_ends_the_waits_of_all_ranks) {
   for (int i = 0; i < scaled(5); ++i) {
+    std::atomic<int> started{0};
     run_group(3, group_options(fresh_name()), [&](Communicator& communicator) {
       std::vector<float> values(1000, 1.0f);
       Operation operation = sum(values.size());
