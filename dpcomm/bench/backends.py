@@ -81,6 +81,9 @@ class Backend(Protocol):
     def array(self, tensor: torch.Tensor) -> Any:
         """What `operation` takes: the tensor, or a view of it in the interface's own kind."""
 
+    def barrier(self) -> None:
+        """Returns once every rank has called it."""
+
     def close(self) -> None:
         """Frees the group."""
 
@@ -135,6 +138,9 @@ class TorchBackend:
     def array(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
+    def barrier(self) -> None:
+        dist.barrier(group=self.group)
+
     def close(self) -> None:
         dist.destroy_process_group(self.group)
 
@@ -170,6 +176,9 @@ class Fp16HookBackend:
 
     def array(self, tensor: torch.Tensor) -> Any:
         return self._inner.array(tensor)
+
+    def barrier(self) -> None:
+        self._inner.barrier()
 
     def close(self) -> None:
         self._inner.close()
@@ -265,6 +274,9 @@ class CommunicatorBackend:
 
     def array(self, tensor: torch.Tensor) -> Any:
         return tensor if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+    def barrier(self) -> None:
+        self._comm.barrier()
 
     def close(self) -> None:
         self._comm.close()

@@ -117,16 +117,35 @@ def _most_iterations(case: Case) -> int:
     return min(_MAX_ITERATIONS, passes * pool_buffers(case.size_bytes))
 
 
-def _time_loop(run: Operation, pairs: list[Buffers], n: int) -> tuple[float, float]:
-    """Seconds and CPU seconds of n operations. One more runs before, so that all ranks start."""
-    walk = list(itertools.islice(itertools.cycle(pairs), n))
-    run(*pairs[-1])
-    cpu = time.process_time()
-    start = time.perf_counter()
-    for input, output in walk:
-        run(input, output)
-    end = time.perf_counter()
-    return end - start, time.process_time() - cpu
+@dataclass
+class _Seat:
+    """One backend and placement, ready to take its turn."""
+
+    case: Case
+    cell: Measurement
+    pool: _Pool
+    run: Operation
+    loops: list[tuple[float, float]] = field(default_factory=list)
+
+    def loop(self, n: int, period: torch.Tensor) -> tuple[float, float]:
+        """Seconds and CPU seconds of n operations on buffers that are filled anew."""
+        backend, run = self.cell.backend, self.run
+        self.pool.refill(period)
+        pairs = _arrays(backend, self.pool.pairs)
+        walk = list(itertools.islice(itertools.cycle(pairs), n))
+        gc.collect(0)
+        gc.disable()
+        run(*pairs[-1])  # lines the ranks up
+        if self.case.collective == "broadcast":  # its root may be through before others begin
+            backend.barrier()
+        cpu = time.process_time()
+        start = time.perf_counter()
+        for input, output in walk:
+            run(input, output)
+        end = time.perf_counter()
+        cpu = time.process_time() - cpu
+        gc.enable()
+        return end - start, cpu
 
 
 def _arrays(backend: Backend, pairs: list[Buffers]) -> list[tuple[Any, Any]]:
@@ -161,37 +180,42 @@ def measure(
     cells = [Measurement(b, p, plan.iterations) for b in backends for p in b.placements(case)]
     buffers = pool_buffers(case.size_bytes)
     pools = {p: _Pool(case, p, rank, buffers) for p in {cell.placement for cell in cells}}
-    runs = [cell.backend.operation(case) for cell in cells]
+    seats = [_Seat(case, c, pools[c.placement], c.backend.operation(case)) for c in cells]
     period = _quiet_period(case, rank)
-    for cell, run in zip(cells, runs, strict=True):
-        pools[cell.placement].refill(period)
-        pairs = _arrays(cell.backend, pools[cell.placement].pairs)
-        warm = max(plan.warmup, 1 if plan.iterations == 0 else 0)
-        seconds = _time_loop(run, pairs, warm)[0] / warm if warm else 0.0
-        if plan.iterations == 0:
-            slowest = max(_agree([seconds], dist.ReduceOp.MAX)[0], 1e-7)
-            fit = max(_MIN_ITERATIONS, int(plan.loop_seconds / slowest))
-            cell.iterations = min(fit, _most_iterations(case))
-    loops: list[list[tuple[float, float]]] = [[] for _ in cells]
+    for seat in seats:
+        _warm_up(seat, plan, period)
     for turn in range(plan.rounds):
-        for position in range(len(cells)):
-            i = (position + turn) % len(cells)
-            pool = pools[cells[i].placement]
-            pool.refill(period)
-            pairs = _arrays(cells[i].backend, pool.pairs)
-            gc.collect(0)
-            gc.disable()
-            loops[i].append(_time_loop(runs[i], pairs, cells[i].iterations))
-            gc.enable()
+        for position in range(len(seats)):
+            seat = seats[(position + turn) % len(seats)]
+            seat.loops.append(seat.loop(seat.cell.iterations, period))
             tick()
-    for cell, run, timed in zip(cells, runs, loops, strict=True):
-        slowest_loops = _agree([seconds for seconds, _ in timed], dist.ReduceOp.MAX)
-        cell.round_us = [1e6 * seconds / cell.iterations for seconds in slowest_loops]
-        cpu = statistics.median(seconds for _, seconds in timed)
-        cell.cpu_us = 1e6 * _agree([cpu], dist.ReduceOp.SUM)[0] / cell.iterations / case.world_size
-        if plan.checks:
-            cell.wrong = check(case, cell, run, plan.checks)
+    for seat in seats:
+        _finish(seat, plan)
     return cells
+
+
+def _warm_up(seat: _Seat, plan: Plan, period: torch.Tensor) -> None:
+    """Runs the operations before the first loop; from their time, chooses the length of loops."""
+    if plan.iterations:
+        if plan.warmup:
+            seat.loop(plan.warmup, period)
+        return
+    warm = max(plan.warmup, 1)
+    seconds = seat.loop(warm, period)[0] / warm
+    slowest = max(_agree([seconds], dist.ReduceOp.MAX)[0], 1e-7)
+    fit = max(_MIN_ITERATIONS, int(plan.loop_seconds / slowest))
+    seat.cell.iterations = min(fit, _most_iterations(seat.case))
+
+
+def _finish(seat: _Seat, plan: Plan) -> None:
+    """Brings the ranks' clocks together and checks the results."""
+    cell, world = seat.cell, seat.case.world_size
+    slowest = _agree([seconds for seconds, _ in seat.loops], dist.ReduceOp.MAX)
+    cell.round_us = [1e6 * seconds / cell.iterations for seconds in slowest]
+    cpu = statistics.median(seconds for _, seconds in seat.loops)
+    cell.cpu_us = 1e6 * _agree([cpu], dist.ReduceOp.SUM)[0] / cell.iterations / world
+    if plan.checks:
+        cell.wrong = check(seat.case, cell, seat.run, plan.checks)
 
 
 def check(case: Case, cell: Measurement, run: Operation, checks: int) -> int:
