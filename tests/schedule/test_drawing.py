@@ -13,7 +13,6 @@ pytest.importorskip("matplotlib")
 
 ALGORITHMS = schedule.algorithms()
 IDS = [f"{a.collective}-{a.name}" for a in ALGORITHMS]
-PICTURES = Path(__file__).resolve().parents[2] / "docs" / "algorithms" / "pictures"
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=IDS)
@@ -53,22 +52,3 @@ def test_a_picture_is_written(tmp_path: Path, ending: str) -> None:
     data = path.read_bytes()
     assert len(data) > 5000
     assert (b"PNG" if ending == "png" else b"<svg") in data[:1000]
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=IDS)
-def test_the_documents_have_a_page_and_a_picture(algorithm: schedule.Algorithm) -> None:
-    picture = f"{algorithm.collective}_{algorithm.name}_4.png"
-    assert (PICTURES / picture).stat().st_size > 5000
-    pages = [p.read_text() for p in PICTURES.parent.glob("*.md")]
-    assert any(f"pictures/{picture}" in page for page in pages)
-
-
-def test_the_table_of_the_documents_is_that_of_the_code() -> None:
-    """docs/algorithms/README.md lists slots and roundings for 8 ranks."""
-    rows = {}
-    for line in (PICTURES.parent / "README.md").read_text().splitlines():
-        cells = [cell.strip(" `") for cell in line.strip("|").split("|")]
-        if len(cells) == 7 and cells[0] in schedule.COLLECTIVES:
-            rows[cells[0], cells[1]] = (int(cells[4]), int(cells[5]))
-    wanted = {(a.collective, a.name): (a.min_slots(8), a.roundings(8)) for a in ALGORITHMS}
-    assert rows == wanted

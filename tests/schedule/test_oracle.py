@@ -279,8 +279,9 @@ def bound(wire: str, wide: Array, roundings: int, cut: schedule.Partition) -> Ar
     u = {"native": 0.0, "fp16": 2.0**-11, "bf16": 2.0**-8}[wire]
     eta = np.zeros_like(total)
     if wire == "fp16":
-        exponent = np.floor(np.log2(block_maximum(total, 512, cut) * (1 + 1e-3)))
-        eta = 2.0 ** (np.maximum(exponent, -112) - 25)
+        # The largest magnitude of a block goes at 2^14, so the block exponent is that much lower.
+        exponent = np.floor(np.log2(block_maximum(total, 512, cut) * (1 + 1e-3))) - 14
+        eta = 2.0 ** (np.maximum(exponent, -126) - 25)
     elif wire == "bf16":
         eta = np.full_like(total, 2.0**-134)
     growth = (1 + u) ** roundings - 1
