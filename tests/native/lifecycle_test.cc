@@ -163,8 +163,9 @@ TEST(abort_from_another_thread_ends_the_waits_of_all_ranks) {
       std::vector<float> values(1000, 1.0f);
       Operation operation = sum(values.size());
       operation.input = operation.output = values.data();
-      communicator.run(operation);     // all have left the start, which an abort would end too
-      if (communicator.rank() == 2) {  // the one that the others wait for
+      started.fetch_add(1);
+      if (communicator.rank() == 2) {                          // the one that the others wait for
+        while (started.load() < 3) std::this_thread::yield();  // an abort would end a start too
         std::thread([&] { communicator.abort("no more"); }).join();
         CHECK(kind_of_error([&] { communicator.run(operation); }) == ErrorKind::kPeer);
         return;
