@@ -79,13 +79,11 @@ void throw_translated(const Error& error) {
   std::rethrow_exception(translated(std::make_exception_ptr(error)));
 }
 
-ProcessGroupDpcomm::ProcessGroupDpcomm(const Pointer<c10d::Store>& store, int rank, int size,
-                                       const std::string& group_name, CommunicatorOptions options)
-    : Backend(rank, size),
-      backend_options_(c10::make_intrusive<c10d::Backend::Options>("dpcomm", options.timeout)),
-      forks_(forks) {
+ProcessGroupDpcomm::ProcessGroupDpcomm(const c10::intrusive_ptr<c10d::Store>& store, int rank,
+                                       int size, const std::string& group_name,
+                                       CommunicatorOptions options)
+    : Backend(rank, size), forks_(forks) {
   watch_forks();
-  backend_options_->group_name = group_name;
   translating([&] {
     options.name = agree_on_name(*store, rank, size, group_name, options.timeout);
     StoreBootstrap bootstrap(store, "dpcomm/" + options.name + "/");
@@ -113,7 +111,6 @@ ProcessGroupDpcomm::~ProcessGroupDpcomm() {
 bool ProcessGroupDpcomm::is_forked() const { return forks_ != forks; }
 
 void ProcessGroupDpcomm::setTimeout(std::chrono::milliseconds timeout) {
-  backend_options_->timeout = timeout;
   communicator_->set_timeout(timeout);
 }
 
@@ -136,13 +133,6 @@ void ProcessGroupDpcomm::shutdown_all() {
   for (const auto& communicator : open) communicator->close();
 }
 
-void ProcessGroupDpcomm::note(const Error& error) {
-  if (error.kind() == ErrorKind::kUsage) return;
-  error_ = error.kind() == ErrorKind::kTimeout ? c10d::ErrorType::TIMEOUT
-           : error.kind() == ErrorKind::kPeer  ? c10d::ErrorType::REMOTE_ERROR
-                                               : c10d::ErrorType::COMM_ERROR;
-}
-
 template <class Opts, class Build>
 ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::start(c10d::OpType type, const char* title,
                                                           const Opts& opts, Build&& build) {
@@ -159,7 +149,6 @@ ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::start(c10d::OpType type, con
     call.finish();
     return nullptr;
   } catch (const Error& error) {
-    note(error);
     throw_translated(error);
   }
 }

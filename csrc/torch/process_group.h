@@ -19,23 +19,19 @@ namespace dpcomm {
 /// for Python.
 class ProcessGroupDpcomm final : public c10d::Backend {
  public:
-  template <class T>
-  using Pointer = c10::intrusive_ptr<T>;
   using WorkPointer = c10::intrusive_ptr<c10d::Work>;
   using Tensors = std::vector<at::Tensor>;
 
   /// Meets the other ranks through `store`; collective. Throws TimeoutError naming the ranks that
   /// did not come.
-  ProcessGroupDpcomm(const Pointer<c10d::Store>& store, int rank, int size,
+  ProcessGroupDpcomm(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
                      const std::string& group_name, CommunicatorOptions options);
   ~ProcessGroupDpcomm() override;
 
   const std::string getBackendName() const override { return "dpcomm"; }
-  Pointer<c10d::Backend::Options> getBackendOptions() override { return backend_options_; }
   void setTimeout(std::chrono::milliseconds timeout) override;
   void setSequenceNumberForGroup() override {}  // every rank counts from zero
   uint64_t getSequenceNumberForGroup() override { return sequence_; }
-  c10d::ErrorType getError() override { return error_; }
   /// Ends all waits, on every rank, with a PeerError.
   void abort() override;
   /// Leaves the group and waits for nobody; calls still in flight end with an error.
@@ -85,13 +81,10 @@ class ProcessGroupDpcomm final : public c10d::Backend {
   /// Builds a call by `build` and runs or launches it; translates what either throws.
   template <class Opts, class Build>
   WorkPointer start(c10d::OpType type, const char* title, const Opts& opts, Build&& build);
-  void note(const Error& error);
 
   std::shared_ptr<Communicator> communicator_;
-  Pointer<c10d::Backend::Options> backend_options_;
   const int forks_;  // in this process before the group was made
   std::atomic<uint64_t> sequence_{0};
-  std::atomic<c10d::ErrorType> error_{c10d::ErrorType::SUCCESS};
 };
 
 }  // namespace dpcomm

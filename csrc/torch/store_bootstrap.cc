@@ -13,11 +13,18 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-constexpr milliseconds kLook(1000);  // how long rank 0 waits for one rank before it looks again
+constexpr char kRefused = '!';  // begins an answer that is no name but an error
 
 milliseconds left(Clock::time_point deadline) {
   const auto rest = std::chrono::duration_cast<milliseconds>(deadline - Clock::now());
   return std::max(rest, milliseconds(0));
+}
+
+/// For what a store throws besides a time limit that ran out.
+Error store_failed(const std::exception& error) {
+  const auto* from_torch = dynamic_cast<const c10::Error*>(&error);
+  return peer_error("the store that the ranks meet in failed: ",
+                    from_torch ? from_torch->what_without_backtrace() : error.what());
 }
 
 /// Waits for a key; false if `timeout` runs out. Stores throw for that, each its own class.
@@ -30,7 +37,7 @@ bool wait_for(c10d::Store& store, const std::string& key, milliseconds timeout) 
   } catch (const std::exception& error) {
     // A little early is not early: stores round.
     if (Clock::now() + std::min(timeout / 4, milliseconds(50)) >= deadline) return false;
-    throw peer_error("the store that the ranks meet in failed: ", error.what());
+    throw store_failed(error);
   }
 }
 
@@ -54,7 +61,7 @@ class Attempts {
     const int64_t made = store_.add(made_, 0);
     return made > answered ? made : 0;
   }
-  /// Waits for an attempt, at most `timeout`.
+  /// Waits for the next attempt, at most `timeout`. It may have given up since.
   void wait(milliseconds timeout) {
     wait_for(store_, ask_key(store_.add(answered_, 0) + 1), timeout);
   }
@@ -89,30 +96,53 @@ Error absent(c10d::Store& store, int rank, int world, const std::string& group,
                        timeout.count(), " ms");
 }
 
-std::string lead(c10d::Store& store, int world, const std::string& group, milliseconds timeout) {
-  const auto deadline = Clock::now() + timeout;
-  std::vector<int64_t> attempts(world, 0);
+/// Answers the newest attempt of every rank that waits for one.
+void answer_all(c10d::Store& store, int world, const std::string& answer) {
   for (int rank = 1; rank < world; ++rank) {
     Attempts other(store, rank);
-    while ((attempts[rank] = other.pending()) == 0) {
-      if (left(deadline) == milliseconds(0)) throw absent(store, 0, world, group, timeout);
-      other.wait(std::min(left(deadline), kLook));
+    const int64_t attempt = other.pending();
+    if (attempt == 0) continue;
+    other.mark_answered(attempt);
+    store.set(other.answer_key(attempt), answer);
+  }
+}
+
+std::string lead(c10d::Store& store, int world, const std::string& group, milliseconds timeout) {
+  const auto deadline = Clock::now() + timeout;
+  for (int rank = 1; rank < world; ++rank) {
+    Attempts other(store, rank);
+    while (other.pending() == 0) {
+      if (left(deadline) == milliseconds(0)) {
+        const Error error = absent(store, 0, world, group, timeout);
+        answer_all(store, world, kRefused + std::string(error.what()));
+        throw error;
+      }
+      other.wait(left(deadline));
     }
   }
   const std::string name = unique_name(group);
-  for (int rank = 1; rank < world; ++rank) {
-    Attempts other(store, rank);
-    other.mark_answered(attempts[rank]);
-    store.set(other.answer_key(attempts[rank]), name);
-  }
+  answer_all(store, world, name);
   return name;
 }
 
+/// A refusal may have been meant for an attempt before this one, so the rank asks again until its
+/// own time is up.
 std::string follow(c10d::Store& store, int rank, int world, const std::string& group,
-                   milliseconds timeout, int64_t attempt) {
-  const std::string key = Attempts(store, rank).answer_key(attempt);
-  if (!wait_for(store, key, timeout)) throw absent(store, rank, world, group, timeout);
-  return store.get_to_str(key);
+                   milliseconds timeout, int64_t& attempt) {
+  const auto deadline = Clock::now() + timeout;
+  Attempts own(store, rank);
+  std::string refusal;
+  for (;;) {
+    const std::string key = own.answer_key(attempt);
+    if (!wait_for(store, key, left(deadline))) {
+      if (refusal.empty()) throw absent(store, rank, world, group, timeout);
+      throw timeout_error(refusal);
+    }
+    const std::string answer = store.get_to_str(key);
+    if (answer[0] != kRefused) return answer;
+    refusal = answer.substr(1);
+    attempt = own.make();
+  }
 }
 
 }  // namespace
@@ -134,15 +164,20 @@ std::string agree_on_name(c10d::Store& store, int rank, int world, const std::st
                           milliseconds timeout) {
   if (world == 1) return unique_name(group);
   Attempts own(store, rank);
-  const int64_t attempt = own.make();
+  int64_t attempt = own.make();
   try {
     const std::string name = rank == 0 ? lead(store, world, group, timeout)
                                        : follow(store, rank, world, group, timeout, attempt);
     if (rank == 0) own.mark_answered(attempt);
     return name;
-  } catch (...) {
-    own.mark_answered(attempt);
+  } catch (const Error&) {
+    try {
+      own.mark_answered(attempt);
+    } catch (const std::exception&) {  // the store is gone: nobody will ask it
+    }
     throw;
+  } catch (const std::exception& error) {
+    throw store_failed(error);
   }
 }
 

@@ -1,0 +1,123 @@
+"""Each kind of error by each way on which it reaches Python."""
+
+from __future__ import annotations
+
+import os
+import signal
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from harness import launch
+from torch.nn.parallel import DistributedDataParallel
+
+import dpcomm
+
+PATIENCE = timedelta(seconds=30)
+
+
+def wrong(group: dist.ProcessGroup, rank: int, what: str, asynchronous: bool) -> None:
+    """A call in which the ranks do not agree, and one more: where a rank only sends, it may be
+    through with its part before the mistake can be seen."""
+    dtype = [torch.int32, torch.float32][rank] if what == "dtypes" else torch.float32
+    x = torch.ones(3 + rank if what == "sizes" else 4, dtype=dtype)
+    op = [dist.ReduceOp.SUM, dist.ReduceOp.MAX][rank if what == "operators" else 0]
+    if what == "operations" and rank == 0:
+        work = dist.broadcast(x, 0, group=group, async_op=asynchronous)
+    else:
+        work = dist.all_reduce(x, op=op, group=group, async_op=asynchronous)
+    if work is not None:
+        work.wait()
+    dist.barrier(group)
+
+
+def disagreement(rank: int, world: int) -> None:
+    """Ranks that call different things: a UsageError on each that names both; others go on."""
+    dist.init_process_group("dpcomm", timeout=PATIENCE)
+    for what in ("sizes", "dtypes", "operators", "operations"):
+        for asynchronous in (False, True):
+            group = dist.new_group(timeout=PATIENCE)
+            with pytest.raises(dpcomm.UsageError, match=r"rank [01].*rank [01]"):
+                wrong(group, rank, what, asynchronous)
+    x = torch.ones(3)
+    dist.all_reduce(x)  # the group that made no mistake goes on
+    assert x.tolist() == [world] * 3
+    dist.destroy_process_group()
+
+
+def death(rank: int, world: int) -> None:
+    """kill -9: PeerError with rank and pid, on every path, and a new group of those that live."""
+    dist.init_process_group("dpcomm", timeout=PATIENCE)
+    groups = [dist.new_group(timeout=PATIENCE) for _ in range(4)]
+    model = DistributedDataParallel(torch.nn.Linear(4, 4), process_group=groups[3])
+    living = dist.new_group([0, 1], timeout=PATIENCE)
+    pids = [torch.empty(1, dtype=torch.int64) for _ in range(world)]
+    dist.all_gather(pids, torch.tensor([os.getpid()]))
+    dist.barrier()
+    if rank == world - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    text = rf"rank {world - 1} \(pid {int(pids[-1])}\)"
+    with pytest.raises(dpcomm.PeerError, match=text):
+        dist.all_reduce(torch.ones(3))
+    work = dist.all_reduce(torch.ones(3), group=groups[0], async_op=True)
+    with pytest.raises(dpcomm.PeerError, match=text):
+        work.wait()
+    assert work.is_completed()
+    assert isinstance(work.exception(), Exception | None)
+    with pytest.raises(dpcomm.PeerError, match=text):
+        dist.all_reduce(torch.ones(3), group=groups[1], async_op=True).get_future().wait()
+    chained = dist.all_reduce(torch.ones(3), group=groups[1], async_op=True).get_future()
+    with pytest.raises(RuntimeError, match=text):  # torch turns errors of callbacks into text
+        chained.then(lambda f: f.value()).wait()
+    with pytest.raises(dpcomm.PeerError, match=text):
+        dist.barrier(group=groups[2])
+    with pytest.raises(dpcomm.PeerError, match=text):
+        model(torch.ones(2, 4)).sum().backward()
+    with pytest.raises(dpcomm.PeerError):  # a group that failed stays so
+        dist.all_reduce(torch.ones(3))
+    x = torch.ones(3)
+    dist.all_reduce(x, group=living)
+    assert x.tolist() == [2] * 3
+    dist.destroy_process_group()
+
+
+def aborting(rank: int, world: int) -> None:
+    """abort() on one rank ends the waits of all."""
+    dist.init_process_group("dpcomm", timeout=PATIENCE)
+    group = dist.new_group(timeout=PATIENCE)
+    if rank == 0:
+        work = dist.all_reduce(torch.ones(3), group=group, async_op=True)
+        group.abort()
+        with pytest.raises(dpcomm.PeerError, match="abort"):
+            work.wait()
+    else:
+        with pytest.raises(dpcomm.PeerError, match="abort"):
+            dist.barrier(group=group)
+    dist.barrier()
+    dist.destroy_process_group()
+    with pytest.raises(ValueError, match="not been initialized"):
+        dist.all_reduce(torch.ones(1))
+
+
+def kinds() -> dict[str, type[BaseException]]:
+    return {"Peer": dpcomm.PeerError, "Timeout": dpcomm.TimeoutError, "Usage": dpcomm.UsageError}
+
+
+def test_kinds_are_what_users_catch() -> None:
+    for kind in kinds().values():
+        assert issubclass(kind, RuntimeError)
+        assert issubclass(kind, dpcomm.DpcommError)
+    assert issubclass(dpcomm.TimeoutError, TimeoutError)
+
+
+def test_ranks_that_disagree() -> None:
+    launch(disagreement, 2)
+
+
+def test_a_rank_that_is_killed() -> None:
+    launch(death, 3, may_die=(2,))
+
+
+def test_abort() -> None:
+    launch(aborting, 2)
