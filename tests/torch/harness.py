@@ -3,8 +3,8 @@
 A scenario is a function ``def scenario(rank: int, world: int) -> object`` at the top of a test
 file. It batches many checks, because a process with torch takes seconds to start. What it returns
 comes back to the test; what it raises fails the test with the output of all ranks. It makes its
-process groups itself, with the environment that torchrun sets; the parent keeps the store, so that groups
-can be made again and a rank may die.
+process groups itself, with the environment that torchrun sets; the parent keeps the store, so that
+groups can be made again and a rank may die.
 """
 
 from __future__ import annotations
