@@ -1,8 +1,12 @@
 #include "transport/rendezvous.h"
 
+#include <signal.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <fstream>
 #include <random>
 #include <sstream>
 #include <utility>
@@ -17,31 +21,26 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kLook{100};           // how long a look at the store may take
 constexpr milliseconds kGrace{2000};         // for news of a decision that is due
-constexpr milliseconds kReadPatience{1000};  // for ranks to read of an error
+constexpr milliseconds kReadPatience{500};  // for ranks to read of an error
 constexpr int kRounds = 2;
 constexpr size_t kShrink = 4;  // factor between the sizes of slots that are tried
 
-struct Offer {
-  pid_t pid = 0;
-  int fd = -1;
-  size_t slot_bytes = 0;
-  uint64_t nonce = 0;
-  std::string path;  // of a file with a name
+/// Names the PID namespace of this process; 0 if that cannot be known.
+uint64_t pid_namespace() {
+  struct stat status;
+  return stat("/proc/self/ns/pid", &status) == 0 ? status.st_ino : 0;
+}
 
-  std::string text() const {
-    return str("segment ", pid, ' ', fd, ' ', slot_bytes, ' ', nonce, ' ', path);
-  }
-  static Offer parse(const std::string& text) {
-    Offer offer;
-    std::istringstream in(text);
-    std::string word;
-    if (!(in >> word >> offer.pid >> offer.fd >> offer.slot_bytes >> offer.nonce)) {
-      throw internal_error("the store holds a damaged offer of a segment: '", text, "'");
-    }
-    std::getline(in >> std::ws, offer.path);
-    return offer;
-  }
-};
+/// True if there is no such process in this PID namespace, or nothing of it but its exit status.
+bool is_gone(pid_t pid) {
+  std::ifstream file(str("/proc/", pid, "/stat"));
+  if (!file) return kill(pid, 0) != 0 && errno == ESRCH;
+  std::string line;
+  std::getline(file, line);
+  const size_t name_end = line.rfind(')');
+  const char state = name_end + 2 < line.size() ? line[name_end + 2] : '?';
+  return state == 'Z' || state == 'X';
+}
 
 /// Rank 0 removes its file when all have opened it; the others do where it died before that.
 struct FileRemover {
@@ -57,6 +56,32 @@ std::string segment_folder(int round) {
 }
 
 }  // namespace
+
+/// Where rank 0's segment is.
+struct Rendezvous::Offer {
+  pid_t pid = 0;
+  uint64_t pid_namespace = 0;
+  int fd = -1;
+  size_t slot_bytes = 0;
+  uint64_t nonce = 0;
+  std::string path;  // of a file with a name
+
+  std::string text() const {
+    return str("segment ", pid, ' ', pid_namespace, ' ', fd, ' ', slot_bytes, ' ', nonce, ' ',
+               path);
+  }
+  static Offer parse(const std::string& text) {
+    Offer offer;
+    std::istringstream in(text);
+    std::string word;
+    if (!(in >> word >> offer.pid >> offer.pid_namespace >> offer.fd >> offer.slot_bytes >>
+          offer.nonce)) {
+      throw internal_error("the store holds a damaged offer of a segment: '", text, "'");
+    }
+    std::getline(in >> std::ws, offer.path);
+    return offer;
+  }
+};
 
 Rendezvous::Rendezvous(const TransportConfig& config)
     : config_(config), deadline_(Clock::now() + config.timeout) {}
@@ -85,6 +110,7 @@ Rendezvous::Attached Rendezvous::lead_round(int round) {
     Offer offer;
     Attached transport = create(round, &offer.nonce);
     offer.pid = getpid();
+    offer.pid_namespace = pid_namespace();
     offer.fd = transport->fd();
     offer.path = transport->path();
     offer.slot_bytes = transport->geometry(0).slot_bytes;
@@ -174,37 +200,41 @@ void Rendezvous::report(const std::string& key, const std::exception& error) noe
 
 Rendezvous::Attached Rendezvous::follow() {
   for (int round = 0; round < kRounds; ++round) {
-    std::string offer, verdict;
-    if (!get(str("offer/", round), offer)) rank_0_is_missing();
-    throw_if_error(offer);
-    const FileRemover remover{round > 0 ? Offer::parse(offer).path : ""};
+    std::string text, verdict, answer = "ok";
+    if (!get(str("offer/", round), text)) rank_0_is_missing();
+    throw_if_error(text);
+    const Offer offer = Offer::parse(text);
+    const FileRemover remover{offer.path};
     Attached transport;
-    set(str("answer/", round, "/", config_.rank), answer(offer, transport));
+    try {
+      transport = attach(offer);
+    } catch (const Error& error) {
+      answer = error.what();
+    }
+    set(str("answer/", round, "/", config_.rank), answer);
     deadline_ = Clock::now() + config_.timeout + kGrace;  // rank 0 decides within its timeout
     const auto look = [&] {
-      if (transport != nullptr) watch(*transport, 0, 1);
+      if (transport != nullptr) return watch(*transport, 0, 1);
+      if (offer.pid_namespace == pid_namespace() && is_gone(offer.pid)) {
+        throw died_at_start(config_, describe_rank(0, offer.pid));
+      }
     };
     if (!get(str("verdict/", round), verdict, look)) rank_0_is_missing();
     throw_if_error(verdict);
-    if (verdict == "go") return transport;
+    if (verdict != "go") continue;
+    if (transport == nullptr)
+      throw internal_error(answer);  // a second rank of this number is there
+    return transport;
   }
   throw internal_error("rank 0 of group '", config_.name, "' asked for one round too many");
 }
 
-/// Attaches if that can be; what rank 0 should know.
-std::string Rendezvous::answer(const std::string& text, Attached& transport) const {
-  try {
-    const Offer offer = Offer::parse(text);
-    const std::string path =
-        offer.path.empty() ? str("/proc/", offer.pid, "/fd/", offer.fd) : offer.path;
-    const ArenaLayout offered = layout(offer.slot_bytes);
-    Segment segment = Segment::open(path, ShmTransport::segment_bytes(offered));
-    transport =
-        std::make_unique<ShmTransport>(config_.rank, offered, std::move(segment), offer.nonce);
-    return "ok";
-  } catch (const Error& error) {
-    return error.what();
-  }
+Rendezvous::Attached Rendezvous::attach(const Offer& offer) const {
+  const std::string path =
+      offer.path.empty() ? str("/proc/", offer.pid, "/fd/", offer.fd) : offer.path;
+  const ArenaLayout offered = layout(offer.slot_bytes);
+  Segment segment = Segment::open(path, ShmTransport::segment_bytes(offered));
+  return std::make_unique<ShmTransport>(config_.rank, offered, std::move(segment), offer.nonce);
 }
 
 void Rendezvous::rank_0_is_missing() {
@@ -241,7 +271,7 @@ ArenaLayout Rendezvous::layout(size_t slot_bytes) const {
 void Rendezvous::watch(const ShmTransport& transport, int first, int last) const {
   for (int rank = first; rank < last; ++rank) {
     if (transport.peer_state(rank) == PeerState::kDead)
-      throw died_at_start(config_, transport, rank);
+      throw died_at_start(config_, transport.describe(rank));
   }
 }
 

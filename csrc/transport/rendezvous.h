@@ -71,8 +71,9 @@ class Rendezvous {
   std::string collect_answers(const ShmTransport& transport, int round);
   void report(const std::string& key, const std::exception& error) noexcept;
 
+  struct Offer;
   Attached follow();
-  std::string answer(const std::string& offer, Attached& transport) const;
+  Attached attach(const Offer& offer) const;
   [[noreturn]] void rank_0_is_missing();
   void throw_if_error(const std::string& text);
 

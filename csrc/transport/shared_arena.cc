@@ -55,8 +55,10 @@ Error absent_ranks(const TransportConfig& config, const std::vector<int>& ranks)
                        config.timeout.count() / 1000.0, " s");
 }
 
-Error died_at_start(const TransportConfig& config, const Transport& transport, int rank) {
-  return peer_error(transport.describe(rank), " died while group '", config.name, "' started");
+std::string describe_rank(int rank, int64_t pid) { return str("rank ", rank, " (pid ", pid, ")"); }
+
+Error died_at_start(const TransportConfig& config, const std::string& rank) {
+  return peer_error(rank, " died while group '", config.name, "' started");
 }
 
 void ArenaTransport::attach(std::byte* base, uint64_t process) {
@@ -90,7 +92,7 @@ void ArenaTransport::wait_for_all(const TransportConfig& config, Clock::time_poi
     if (Clock::now() > deadline) raise(absent_ranks(config, absent));
     if (pause == kLongestPause) {  // it lasts
       for (const int rank : absent) {
-        if (peer_state(rank) == PeerState::kDead) raise(died_at_start(config, *this, rank));
+        if (peer_state(rank) == PeerState::kDead) raise(died_at_start(config, describe(rank)));
       }
       if (config.bootstrap != nullptr) config.bootstrap->look();
     }
@@ -118,7 +120,7 @@ FailureRecord& ArenaTransport::failure_record() const {
 }
 
 std::string ArenaTransport::describe(int rank) const {
-  return str("rank ", rank, " (pid ", line(rank).pid.load(), ")");
+  return describe_rank(rank, line(rank).pid.load());
 }
 
 void ArenaTransport::fail(const Failure& failure) {

@@ -29,7 +29,8 @@ std::vector<LaneGeometry> geometry_for(const TransportConfig& config);
 /// "group 'default' of 4 ranks: ranks 1, 3 did not come within 2 s".
 Error absent_ranks(const TransportConfig& config, const std::vector<int>& ranks);
 /// "rank 2 (pid 4711) died while group 'default' started".
-Error died_at_start(const TransportConfig& config, const Transport& transport, int rank);
+Error died_at_start(const TransportConfig& config, const std::string& rank);
+std::string describe_rank(int rank, int64_t pid);
 
 class ArenaTransport : public Transport {
  public:

@@ -1,0 +1,41 @@
+"""Fixtures of the failure tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import ranks
+
+
+@pytest.fixture(scope="session")
+def stage() -> Iterator[ranks.Stage]:
+    """Makes groups of processes that play ranks."""
+    stage = ranks.Stage()
+    yield stage
+    stage.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_in_shm() -> Iterator[None]:
+    """No segment remains in /dev/shm, whatever happened."""
+    folder = Path("/dev/shm")
+    before = set(folder.glob("*dpcomm*"))
+    yield
+    assert set(folder.glob("*dpcomm*")) <= before
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    times = sorted(ranks.TIMES)
+    if times:
+        terminalreporter.write_line(
+            f"failures: {len(times)} times all survivors raised, after "
+            f"{times[len(times) // 2][0]:.2f} s in the middle and {times[-1][0]:.2f} s at most "
+            f"({times[-1][1]})"
+        )

@@ -1,0 +1,234 @@
+"""Drives puppets: processes that play ranks and may be killed, stopped and interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+from typing import Any
+
+LATE_S = 3.0  # what the library does within 1 s; this machine may be overloaded
+PATIENCE_S = 25.0  # after that a test says "hangs"
+
+# (seconds from a fault to the last survivor's error, the test), for the summary.
+TIMES: list[tuple[float, str]] = []
+
+
+@dataclass
+class Outcome:
+    """How a command went on one rank."""
+
+    rank: int
+    error: str | None
+    text: str
+    value: Any
+    seconds: float
+
+
+class Rank:
+    """One puppet."""
+
+    def __init__(self, number: int, address: str) -> None:
+        self.number = number
+        self._connection: Connection = Client(address, "AF_UNIX")
+        self.pid: int = self._connection.recv()
+        self.dead = False
+
+    def begin(self, command: str, *arguments: Any, **options: Any) -> None:
+        self._connection.send((command, arguments, options))
+
+    def end(self, patience: float = PATIENCE_S) -> Outcome:
+        try:
+            if not self._connection.poll(patience):
+                return Outcome(self.number, "hangs", "", None, patience)
+            return Outcome(self.number, *self._connection.recv())
+        except (EOFError, OSError):
+            return Outcome(self.number, "died", "", None, 0.0)
+
+    def do_outcome(self, command: str, *arguments: Any, **options: Any) -> Outcome:
+        self.begin(command, *arguments, **options)
+        return self.end()
+
+    def do(self, command: str, *arguments: Any, **options: Any) -> Any:
+        """Begins, ends, and expects no error."""
+        outcome = self.do_outcome(command, *arguments, **options)
+        assert outcome.error is None, outcome
+        return outcome.value
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> float:
+        """SIGKILL; returns when it was sent."""
+        self.dead = True
+        now = time.monotonic()
+        self.signal(signal.SIGKILL)
+        return now
+
+    def ended(self, patience: float = PATIENCE_S) -> bool:
+        """Waits until the process is gone (or a zombie)."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            try:
+                state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                return True
+            if state == "Z":
+                return True
+            time.sleep(0.01)
+        return False
+
+    def stopped(self, patience: float = PATIENCE_S) -> bool:
+        """Waits until the process is stopped."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                stat = Path(f"/proc/{self.pid}/stat").read_text()
+                if stat.rpartition(")")[2].split()[0] == "T":
+                    return True
+            time.sleep(0.01)
+        return False
+
+    @property
+    def name(self) -> str:
+        """As dpcomm's messages call it."""
+        return f"rank {self.number} (pid {self.pid})"
+
+    def discard(self) -> None:
+        self._connection.close()
+        with contextlib.suppress(OSError):
+            self.signal(signal.SIGKILL)
+
+
+class Group:
+    """Some ranks of one communicator."""
+
+    def __init__(self, address: str, world: int, folder: Path) -> None:
+        self._address = address
+        self._folder = folder
+        self._generation = 0
+        self.ranks = [Rank(number, address) for number in range(world)]
+
+    def __iter__(self) -> Iterator[Rank]:
+        return iter(rank for rank in self.ranks if not rank.dead)
+
+    def __getitem__(self, number: int) -> Rank:
+        return self.ranks[number]
+
+    def others(self, *victims: int) -> list[Rank]:
+        return [rank for rank in self if rank.number not in victims]
+
+    def init(self) -> str:
+        """A fresh address for a start."""
+        self._generation += 1
+        return f"file://{self._folder}/store{self._generation}"
+
+    def start(self, timeout: float = 20.0, **options: Any) -> None:
+        """Makes the communicator on all ranks; special={rank: options} for single ones."""
+        special = options.pop("special", {})
+        init = options.pop("init", None) or self.init()
+        for rank in self:
+            rank.begin(
+                "start",
+                rank.number,
+                len(self.ranks),
+                init,
+                timeout=timeout,
+                **options,
+                **special.get(rank.number, {}),
+            )
+        for outcome in self.end():
+            assert outcome.error is None, outcome
+
+    def begin(self, command: str, *arguments: Any, **options: Any) -> None:
+        for rank in self:
+            rank.begin(command, *arguments, **options)
+
+    def end(self, ranks: list[Rank] | None = None) -> list[Outcome]:
+        return [rank.end() for rank in (list(self) if ranks is None else ranks)]
+
+    def do(self, command: str, *arguments: Any, **options: Any) -> None:
+        """On all living ranks, without an error."""
+        self.begin(command, *arguments, **options)
+        for outcome in self.end():
+            assert outcome.error is None, outcome
+
+    def outcomes(self, command: str, *arguments: Any, **options: Any) -> list[Outcome]:
+        self.begin(command, *arguments, **options)
+        return self.end()
+
+    def restart(self, timeout: float = 20.0) -> None:
+        """The survivors make a communicator of their own and use it."""
+        survivors = list(self)
+        init = self.init()
+        for number, rank in enumerate(survivors):
+            rank.begin("start", number, len(survivors), init, timeout=timeout)
+        for outcome in self.end(survivors):
+            assert outcome.error is None, outcome
+        self.do("collective", "all_reduce", 5000)
+        self.do("collective", "broadcast", 300_000)
+        self.do("collective", "barrier")
+
+    def discard(self) -> None:
+        for rank in self.ranks:
+            rank.discard()
+
+
+class Stage:
+    """The process that forks puppets, and the groups made of them."""
+
+    def __init__(self, module: str = "") -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="stage-")
+        self._address = f"{self._folder.name}/socket"
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        puppet = Path(__file__).with_name("puppet.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(puppet), self._address, *([module] if module else [])],
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n"
+
+    @contextlib.contextmanager
+    def group(self, world: int) -> Iterator[Group]:
+        """Fresh processes, gone afterwards."""
+        with tempfile.TemporaryDirectory(prefix="group-") as folder:
+            group = Group(self._address, world, Path(folder))
+            try:
+                yield group
+            finally:
+                group.discard()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._folder.cleanup()
+
+
+def expect_error(
+    outcomes: list[Outcome], error: str, *parts: str, since: float | None = None
+) -> str:
+    """Every outcome is `error`, all with the same text, which has all the parts. The text."""
+    arrived = time.monotonic()
+    for outcome in outcomes:
+        assert outcome.error == error, f"{outcome} is no {error}"
+    texts = {outcome.text for outcome in outcomes}
+    assert len(texts) == 1, "not the same text everywhere:\n" + "\n".join(sorted(texts))
+    text = texts.pop()
+    for part in parts:
+        assert part in text, f"{part!r} is not in {text!r}"
+    if since is not None:
+        TIMES.append((arrived - since, os.environ.get("PYTEST_CURRENT_TEST", "").split()[0]))
+        assert arrived - since < LATE_S, f"{arrived - since:.2f} s late"
+    return text
