@@ -49,8 +49,10 @@ Dtype integer(size_t bytes, bool is_signed, const std::string& what) {
 Dtype from_format(const char* format, size_t bytes) {
   const std::string text = format == nullptr ? "B" : format;
   const char code = text.empty() ? 'B' : text.back();
-  const bool foreign_order = text.size() == 2 && (text[0] == '>' || text[0] == '!');
-  if (text.size() <= 2 && !foreign_order) {
+  // '@', '=' and '<' are this machine's order; anything else before the code ("Zf", "3f", ">f") is
+  // another type.
+  const bool own_order = text.size() == 2 && std::strchr("@=<", text[0]) != nullptr;
+  if (text.size() <= 1 || own_order) {
     switch (code) {
       case '?':
         return Dtype::kBool;
@@ -93,6 +95,9 @@ Dtype from_dl(const DLDataType& type) {
 
 bool is_contiguous(const DLTensor& tensor) {
   if (tensor.strides == nullptr) return true;
+  for (int i = 0; i < tensor.ndim; ++i) {
+    if (tensor.shape[i] == 0) return true;
+  }
   int64_t expected = 1;
   for (int i = tensor.ndim - 1; i >= 0; --i) {
     if (tensor.shape[i] != 1 && tensor.strides[i] != expected) return false;
@@ -104,17 +109,26 @@ bool is_contiguous(const DLTensor& tensor) {
 }  // namespace
 
 ArrayView::ArrayView(py::handle array, bool writable) {
-  if (from_buffer(array, writable)) return;
-  if (from_numpy_bfloat16(array, writable)) return;
-  if (from_dlpack(array)) return;
-  throw usage_error("'", Py_TYPE(array.ptr())->tp_name,
-                    "' is not an array: it has neither the buffer protocol nor DLPack");
+  try {
+    if (from_buffer(array, writable)) return;
+    if (from_numpy_bfloat16(array, writable)) return;
+    if (from_dlpack(array)) return;
+    throw usage_error("'", Py_TYPE(array.ptr())->tp_name,
+                      "' is not an array: it has neither the buffer protocol nor DLPack");
+  } catch (...) {
+    release();  // a refused array is not held
+    throw;
+  }
 }
 
-ArrayView::~ArrayView() {
+ArrayView::~ArrayView() { release(); }
+
+void ArrayView::release() {
   if (has_buffer_) PyBuffer_Release(&buffer_);
+  has_buffer_ = false;
   auto* managed = static_cast<DLManagedTensor*>(managed_);
   if (managed != nullptr && managed->deleter != nullptr) managed->deleter(managed);
+  managed_ = nullptr;
 }
 
 bool ArrayView::from_buffer(py::handle array, bool writable) {

@@ -26,6 +26,7 @@ class ArrayView {
   bool from_buffer(pybind11::handle array, bool writable);
   bool from_numpy_bfloat16(pybind11::handle array, bool writable);
   bool from_dlpack(pybind11::handle array);
+  void release();
 
   void* data_ = nullptr;
   size_t count_ = 0;

@@ -43,25 +43,23 @@ class PythonBootstrap final : public Bootstrap {
   py::object store_;
 };
 
-WireFormat wire_by_name(const std::string& text) {
+/// The value of an enumeration of `values` names; `what` names it in the error.
+template <class Enumeration>
+Enumeration by_name(const std::string& text, int values, const char* what) {
   std::string known;
-  for (int i = 0; i < kWireFormats; ++i) {
-    const auto wire = static_cast<WireFormat>(i);
-    if (text == name(wire)) return wire;
-    known += str(known.empty() ? "" : ", ", name(wire));
+  for (int i = 0; i < values; ++i) {
+    const auto value = static_cast<Enumeration>(i);
+    if (text == name(value)) return value;
+    known += str(known.empty() ? "" : ", ", name(value));
   }
-  throw usage_error("wire '", text, "' is not known; there are ", known);
+  throw usage_error(what, " '", text, "' is not known; there are ", known);
 }
 
-ReduceOp op_by_name(const std::string& text) {
-  std::string known;
-  for (int i = 0; i < kReduceOps; ++i) {
-    const auto op = static_cast<ReduceOp>(i);
-    if (text == name(op)) return op;
-    known += str(known.empty() ? "" : ", ", name(op));
-  }
-  throw usage_error("op '", text, "' is not known; there are ", known);
+WireFormat wire_by_name(const std::string& text) {
+  return by_name<WireFormat>(text, kWireFormats, "wire");
 }
+
+ReduceOp op_by_name(const std::string& text) { return by_name<ReduceOp>(text, kReduceOps, "op"); }
 
 milliseconds seconds(const std::optional<double>& timeout) {
   if (!timeout) return milliseconds(0);
@@ -163,11 +161,34 @@ class PyCommunicator {
 
   int rank() const { return communicator_->rank(); }
   int world() const { return communicator_->world(); }
+  std::pair<int, size_t> geometry(int lane) const {
+    const LaneGeometry geometry = communicator_->geometry(lane);
+    return {geometry.slots, geometry.slot_bytes};
+  }
+  /// Names of the algorithm and the wire format that an operation would take.
+  std::pair<std::string, std::string> choice(const std::string& collective, size_t count,
+                                             const std::string& dtype, const std::string& op,
+                                             const Settings& settings) const {
+    Operation operation;
+    operation.collective = by_name<Collective>(collective, kCollectives, "collective");
+    operation.count = count;
+    operation.dtype = by_name<Dtype>(dtype, kDtypes, "dtype");
+    operation.op = op_by_name(op);
+    if (settings.wire) operation.wire = wire_by_name(*settings.wire);
+    if (settings.algorithm) operation.algorithm = *settings.algorithm;
+    const auto [algorithm, wire] = communicator_->choice(operation);
+    return {algorithm, name(wire)};
+  }
   Communicator& get() { return *communicator_; }
 
   /// Runs or submits `collective` over the arrays; `result` is what the caller gets back.
   py::object run(Collective collective, py::object input, py::object output, const std::string& op,
                  double factor, int root, const Settings& settings) {
+    const bool rooted = collective == Collective::kBroadcast || collective == Collective::kReduce;
+    const bool lacks_one = input.is_none() || output.is_none();
+    if (rooted ? input.is_none() && output.is_none() : lacks_one) {
+      throw usage_error(name(collective), ": None is not an array");
+    }
     auto in = input.is_none() ? nullptr : std::make_unique<ArrayView>(input, false);
     auto out = output.is_none() ? nullptr : std::make_unique<ArrayView>(output, true);
     Operation operation;
@@ -295,6 +316,11 @@ void bind_communicator(py::module_& module) {
       return self.run(which, std::move(input), std::move(output), op, factor, root, settings);
     };
   };
+  const auto choice = [](const PyCommunicator& self, const std::string& collective, size_t count,
+                         const std::string& dtype, const std::string& op,
+                         const Settings& settings) {
+    return self.choice(collective, count, dtype, op, settings);
+  };
   py::class_<PyCommunicator> communicator(module, "Communicator");
   communicator
       .def(py::init(&make), py::arg("rank"), py::arg("world_size"), py::arg("store"),
@@ -305,6 +331,9 @@ void bind_communicator(py::module_& module) {
       .def_property_readonly("world_size", &PyCommunicator::world)
       .def("barrier", &PyCommunicator::barrier, py::arg("timeout") = py::none())
       .def("stats", &stats)
+      .def("geometry", &PyCommunicator::geometry, py::arg("lane"))
+      .def("choice", choice, py::arg("collective"), py::arg("count"), py::arg("dtype"),
+           py::arg("op") = "sum", py::arg("settings") = Settings())
       .def("abort", [](PyCommunicator& self, const std::string& text) { self.get().abort(text); })
       .def("close", &PyCommunicator::close);
   for (const Collective which :

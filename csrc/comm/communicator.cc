@@ -319,6 +319,10 @@ Communicator::~Communicator() {
 
 int Communicator::rank() const { return impl_->transport->rank(); }
 int Communicator::world() const { return impl_->transport->world(); }
+LaneGeometry Communicator::geometry(int lane) const {
+  if (lane < 0 || lane >= channel_lanes()) throw usage_error("there is no lane ", lane);
+  return impl_->transport->geometry(lane);
+}
 const CommunicatorOptions& Communicator::options() const { return impl_->options; }
 
 void Communicator::run(const Operation& operation) {
@@ -369,7 +373,7 @@ void Communicator::about_to_block() {
 }
 
 std::pair<std::string, WireFormat> Communicator::choice(const Operation& operation) const {
-  const Choice choice = impl_->check(operation);
+  const Choice choice = choose(operation, impl_->options, world());
   return {kAlgorithms[choice.algorithm].name, choice.wire};
 }
 

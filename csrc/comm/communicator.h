@@ -79,6 +79,8 @@ class Communicator {
 
   int rank() const;
   int world() const;
+  /// Slots of the channels of a lane; what an oracle of partitions has to know.
+  LaneGeometry geometry(int lane) const;
   const CommunicatorOptions& options() const;
 
   /// Runs the operation to its end; in the caller's thread if no other one is in flight. Throws
@@ -93,7 +95,8 @@ class Communicator {
   /// Work::wait(): if it is in a callback of a work, another thread goes on with the operations.
   static void about_to_block();
 
-  /// The name of the algorithm and the wire format that the operation would use, for explain().
+  /// The name of the algorithm and the wire format that the operation would use, for explain(). Its
+  /// buffers do not matter.
   std::pair<std::string, WireFormat> choice(const Operation& operation) const;
 
   CommunicatorStats stats() const;
