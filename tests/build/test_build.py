@@ -247,7 +247,11 @@ def free_wheel(
     without_torch: Environment,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    return build_wheel(without_torch, tree, tmp_path_factory.mktemp("free"))
+    for folder in tree.glob("build/lib*/dpcomm"):
+        (folder / "_gone.py").write_text("a module of an older version\n")
+    wheel = build_wheel(without_torch, tree, tmp_path_factory.mktemp("free"))
+    assert "dpcomm/_gone.py" not in members(wheel)
+    return wheel
 
 
 def test_without_torch_the_rest_installs_and_works(
