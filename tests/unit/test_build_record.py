@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -100,3 +101,30 @@ def test_record_of_this_build() -> None:
     assert record.build_type
     assert " " in record.compiler
     assert record.cuda is None
+
+
+def test_sources_that_were_not_built(tmp_path: Path) -> None:
+    """Started in the folder of the sources, Python takes them; the error says so."""
+    import dpcomm
+
+    shutil.copytree(
+        Path(dpcomm.__file__).parent,
+        tmp_path / "dpcomm",
+        ignore=shutil.ignore_patterns("*.so", "_build_record.py", "__pycache__"),
+    )
+    program = """
+import sys
+sys.meta_path[:] = [m for m in sys.meta_path if "editable" not in getattr(m, "__module__", "")]
+import dpcomm, dpcomm._build
+for attempt in ["import dpcomm._core", "dpcomm._build.check_torch()"]:
+    try:
+        exec(attempt)
+    except ImportError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"in {tmp_path / 'dpcomm'}" in done.stdout
+    assert done.stdout.count("pip install -e .") == 2
