@@ -4,6 +4,10 @@
     torchrun --standalone --nproc-per-node 2 bench/ddp_step.py --backends dpcomm,gloo --pairs 15
 
 A replica for each backend in the same processes, measured in turn (dpcomm.bench.ddp).
+
+communication_cpu_ms  CPU time of a synchronised pass minus that of the same pass under no_sync
+ddp_cpu_ms            the same with a hook that communicates nothing: DDP's own copies
+backend_cpu_ms        the difference of the two: what the backend itself takes
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from dpcomm.bench.backends import TorchBackend, create_backend, expand
@@ -59,12 +64,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         torch.manual_seed(1)
         model = DistributedDataParallel(Transformer(), process_group=backend.group)
         replicas.append(Replica(model, functools.partial(backward, model, tokens)))
+    torch.manual_seed(1)
+    alone = DistributedDataParallel(Transformer())  # what DDP itself costs: no communication
+    alone.register_comm_hook(None, noop_hook)
+    replicas.append(Replica(alone, functools.partial(backward, alone, tokens)))
     for replica in replicas:  # DDP rebuilds its buckets after the first step
         for _ in range(2):
             replica.backward()
     progress = Progress(arguments.pairs * len(replicas), on=dist.get_rank() == 0)
     progress.describe("DDP steps")
-    costs = step_costs(replicas, arguments.pairs, progress.tick)
+    *costs, ddp = step_costs(replicas, arguments.pairs, progress.tick)
     progress.close()
     parameters = sum(p.numel() for p in replicas[0].model.parameters())
     return {
@@ -73,10 +82,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "parameters": parameters,
         "pairs": arguments.pairs,
         "reference": specs[-1].label,
+        "ddp_cpu_ms": round(ddp.cpu_ms, 3),
         "backends": {
             spec.label: {
                 "communication_cpu_ms": round(cost.cpu_ms, 3),
-                "ratio": round(cost.cpu_ms / costs[-1].cpu_ms, 4) if costs[-1].cpu_ms else None,
+                "ratio": round(cost.cpu_ms / costs[-1].cpu_ms, 4),
+                "backend_cpu_ms": round(cost.cpu_ms - ddp.cpu_ms, 3),
+                "backend_ratio": round(
+                    (cost.cpu_ms - ddp.cpu_ms) / (costs[-1].cpu_ms - ddp.cpu_ms), 4
+                ),
                 "step_ms": round(cost.synchronised_ms, 3),
                 "step_cpu_ms": round(cost.synchronised_cpu_ms, 3),
                 "compute_ms": round(cost.alone_ms, 3),

@@ -95,13 +95,13 @@ def _panel(axis: Any, rows: list[Row], key: str, title: str) -> None:
 def _ratio_panel(axis: Any, rows: list[Row]) -> None:
     reference = rows[0]["reference"]
     axis.axhline(1, color="#555555", linewidth=0.8)
-    for label, color, style, part in _series(rows):
-        if part[0]["backend"] == reference:
+    compared = [series for series in _series(rows) if series[3][0]["backend"] != reference]
+    for label, color, style, part in compared:
+        points = [(r["size_bytes"], r["ratio"]) for r in part if r["ratio"] is not None]
+        if not points:
             continue
-        part = [row for row in part if row["ratio"] is not None]
-        sizes, values = [r["size_bytes"] for r in part], [r["ratio"] for r in part]
-        axis.plot(sizes, values, style, color=color, label=label, marker="o", markersize=3)
-        for size, value in zip(sizes, values, strict=True):
+        axis.plot(*zip(*points, strict=True), style, color=color, label=label, marker="o", ms=3)
+        for size, value in points if len(compared) == 1 else ():  # more would cover each other
             axis.annotate(
                 f"{value:.0f}" if value >= 10 else f"{value:.1f}",
                 (size, value),
