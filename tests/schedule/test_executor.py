@@ -100,27 +100,35 @@ class Job:
 
 
 def run_jobs(world: int, jobs: list[Job], name: str) -> None:
-    """Runs the jobs on ranks that are threads, and raises what one of them raised."""
-    errors: list[BaseException] = []
+    """Runs the jobs on all ranks."""
 
     def on_rank(rank: int) -> None:
-        try:
-            communicator = dpcomm.Communicator(
-                rank,
-                world,
-                transport="inproc",
-                name=name,
-                wire="int8",
-                wire_links="all",
-                timeout=DEADLINE_S,
-            )
+        with dpcomm.Communicator(
+            rank,
+            world,
+            transport="inproc",
+            name=name,
+            wire="int8",
+            wire_links="all",
+            timeout=DEADLINE_S,
+        ) as communicator:
             for job in jobs:
                 job.run(rank, communicator)
-            communicator.close()
+
+    in_threads(world, on_rank)
+
+
+def in_threads(world: int, on_rank: Callable[[int], None]) -> None:
+    """Runs ranks as threads, and raises what one of them raised."""
+    errors: list[BaseException] = []
+
+    def guarded(rank: int) -> None:
+        try:
+            on_rank(rank)
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=on_rank, args=(rank,)) for rank in range(world)]
+    threads = [threading.Thread(target=guarded, args=(r,), daemon=True) for r in range(world)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -229,3 +237,58 @@ def test_bfloat16() -> None:
         run_jobs(world, jobs, f"bfloat16-{world}")
         for job in jobs:
             job.check()
+
+
+@pytest.mark.parametrize("allowed", ["native", "fp16", "bf16", "int8"])
+def test_auto_is_as_lossy_as_allowed_and_only_for_sums(allowed: str) -> None:
+    """Laws 8 and 11: what `auto` gives has the bits of two-shot in the allowed format, or exact."""
+    world, count = 3, 9000
+    rng = np.random.default_rng()
+    inputs = tensors(rng, "float32", world, count)
+    results: dict[tuple[str, int], Array] = {}
+
+    def on_rank(rank: int) -> None:
+        with dpcomm.Communicator(
+            rank,
+            world,
+            transport="inproc",
+            name=f"auto-{allowed}",
+            wire=allowed,
+            wire_links="all",
+            timeout=DEADLINE_S,
+        ) as communicator:
+            for op in ("sum", "max"):
+                results[op, rank] = inputs[rank].copy()
+                communicator.all_reduce(results[op, rank], op)
+            results["broadcast", rank] = inputs[rank].copy()
+            communicator.broadcast(results["broadcast", rank], 1)
+            results["gather", rank] = communicator.all_gather(inputs[rank]).reshape(-1)
+
+    in_threads(world, on_rank)
+    wanted = {
+        "sum": execute("all_reduce", "two_shot", inputs, wire=allowed, geometry=GEOMETRY)[0],
+        "max": execute("all_reduce", "two_shot", inputs, op="max", geometry=GEOMETRY)[0],
+        "broadcast": inputs[1],
+        "gather": np.concatenate(inputs),
+    }
+    for (what, rank), got in results.items():
+        want = wanted[what]
+        assert want is not None
+        assert got.tobytes() == want.tobytes(), f"{what} on rank {rank}"
+
+
+@pytest.mark.parametrize("world", [2, 5])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_direct_forms_on_the_native_wire_have_the_same_bits(world: int, dtype: str) -> None:
+    """All that `auto` chooses from adds in the order of ranks and rounds once."""
+    inputs = tensors(np.random.default_rng(), dtype, world, 96 * world)
+    shape: dict[str, Any] = {"dtype": dtype, "geometry": GEOMETRY, "op": "avg"}
+    one = execute("all_reduce", "one_shot", inputs, **shape)[0]
+    two = execute("all_reduce", "two_shot", inputs, **shape)[0]
+    root = execute("reduce", "direct", inputs, **shape)[0]
+    blocks = execute("reduce_scatter", "direct", inputs, **shape)
+    assert one is not None
+    assert two is not None
+    assert root is not None
+    scattered = b"".join(block.tobytes() for block in blocks if block is not None)
+    assert one.tobytes() == two.tobytes() == root.tobytes() == scattered
