@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <torch/csrc/distributed/c10d/Types.hpp>
+#include <utility>
 
 #include "base/env.h"
 #include "schedule/registry.h"
@@ -37,7 +38,18 @@ class PythonError final : public torch::PyTorchError {
   ErrorKind kind_;
 };
 
+/// What a signal handler of Python raised in this thread while it waited, for the next error.
+thread_local std::exception_ptr raised_by_signal;
+
+bool interrupted() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() == 0) return false;
+  raised_by_signal = std::make_exception_ptr(py::error_already_set());
+  return true;
+}
+
 std::exception_ptr to_python_error(std::exception_ptr pointer) {
+  if (raised_by_signal) return std::exchange(raised_by_signal, nullptr);
   try {
     std::rethrow_exception(pointer);
   } catch (const Error& error) {
@@ -62,7 +74,7 @@ void install_hooks() {
        {ErrorKind::kUsage, ErrorKind::kPeer, ErrorKind::kTimeout, ErrorKind::kInternal}) {
     error_types[static_cast<int>(kind)] = py::object(errors.attr(class_name(kind))).release().ptr();
   }
-  python_hooks() = PythonHooks{&to_python_error, &without_gil};
+  python_hooks() = PythonHooks{&to_python_error, &interrupted, &without_gil};
   py::register_exception_translator([](std::exception_ptr pointer) {
     if (!pointer) return;
     try {

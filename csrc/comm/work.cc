@@ -46,6 +46,7 @@ bool Work::wait(std::chrono::milliseconds timeout, const std::function<bool()>& 
   }
   const bool limited = timeout.count() > 0;
   const auto deadline = Clock::now() + timeout;
+  if (!this->done()) Communicator::about_to_block();
   std::unique_lock lock(state_->mutex);
   const auto done = [this] { return state_->done; };
   while (!state_->done) {

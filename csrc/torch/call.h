@@ -49,7 +49,7 @@ class Call {
   c10d::OpType type() const { return type_; }
   const char* title() const { return title_; }
   bool async() const { return async_; }
-  const c10::SmallVector<Operation, 1>& operations() const { return operations_; }
+  c10::SmallVector<Operation, 1>& operations() { return operations_; }
   /// The tensors that result() and the future give. Empty for a synchronous call.
   const std::vector<at::Tensor>& results() const { return results_; }
 

@@ -1,12 +1,12 @@
 #include "torch/process_group.h"
 
 #include <ATen/record_function.h>
-#include <pthread.h>
 
 #include <mutex>
 #include <set>
 #include <utility>
 
+#include "base/fork.h"
 #include "torch/python_hooks.h"
 #include "torch/store_bootstrap.h"
 #include "torch/work.h"
@@ -14,21 +14,20 @@
 namespace dpcomm {
 namespace {
 
-/// The groups of this process, for shutdown_all(). Never destroyed; a forked child gets a new one.
+/// The groups of this process, for shutdown_all(). Never destroyed.
 struct Registry {
   std::mutex mutex;
   std::set<ProcessGroupDpcomm*> groups;
 };
 
-int forks = 0;  // written only in a child that has one thread yet
-Registry* registry = new Registry;
-
-void watch_forks() {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] {
-    ++forks;
-    registry = new Registry;  // the old one may be locked
-  });
-  (void)registered;
+Registry& registry() {
+  static Registry* current = new Registry;
+  static uint32_t generation = fork_generation();
+  if (generation != fork_generation()) {  // a forked child has one thread, and no group
+    current = new Registry;               // the old one may be locked
+    generation = fork_generation();
+  }
+  return *current;
 }
 
 void without_gil(const std::function<void()>& body) {
@@ -82,25 +81,20 @@ void throw_translated(const Error& error) {
 ProcessGroupDpcomm::ProcessGroupDpcomm(const c10::intrusive_ptr<c10d::Store>& store, int rank,
                                        int size, const std::string& group_name,
                                        CommunicatorOptions options)
-    : Backend(rank, size), forks_(forks) {
-  watch_forks();
+    : Backend(rank, size) {
   translating([&] {
     options.name = agree_on_name(*store, rank, size, group_name, options.timeout);
     StoreBootstrap bootstrap(store, "dpcomm/" + options.name + "/");
     communicator_ = Communicator::create(rank, size, bootstrap, options);
   });
-  const std::lock_guard<std::mutex> lock(registry->mutex);
-  registry->groups.insert(this);
+  const std::lock_guard<std::mutex> lock(registry().mutex);
+  registry().groups.insert(this);
 }
 
 ProcessGroupDpcomm::~ProcessGroupDpcomm() {
-  if (is_forked()) {  // its threads do not exist here, its memory belongs to the parent: leave all
-    new std::shared_ptr<Communicator>(std::move(communicator_));
-    return;
-  }
   {
-    const std::lock_guard<std::mutex> lock(registry->mutex);
-    registry->groups.erase(this);
+    const std::lock_guard<std::mutex> lock(registry().mutex);
+    registry().groups.erase(this);
   }
   without_gil([this] {
     communicator_->close();
@@ -108,27 +102,21 @@ ProcessGroupDpcomm::~ProcessGroupDpcomm() {
   });
 }
 
-bool ProcessGroupDpcomm::is_forked() const { return forks_ != forks; }
-
 void ProcessGroupDpcomm::setTimeout(std::chrono::milliseconds timeout) {
   communicator_->set_timeout(timeout);
 }
 
-void ProcessGroupDpcomm::abort() {
-  if (is_forked()) return;
-  communicator_->abort(str("rank ", rank_, " called abort()"));
-}
+void ProcessGroupDpcomm::abort() { communicator_->abort(str("rank ", rank_, " called abort()")); }
 
 void ProcessGroupDpcomm::shutdown() {
-  if (is_forked()) return;
   without_gil([this] { communicator_->close(); });
 }
 
 void ProcessGroupDpcomm::shutdown_all() {
   std::vector<std::shared_ptr<Communicator>> open;
   {
-    const std::lock_guard<std::mutex> lock(registry->mutex);
-    for (ProcessGroupDpcomm* group : registry->groups) open.push_back(group->communicator_);
+    const std::lock_guard<std::mutex> lock(registry().mutex);
+    for (ProcessGroupDpcomm* group : registry().groups) open.push_back(group->communicator_);
   }
   for (const auto& communicator : open) communicator->close();
 }
@@ -137,15 +125,15 @@ template <class Opts, class Build>
 ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::start(c10d::OpType type, const char* title,
                                                           const Opts& opts, Build&& build) {
   try {
-    if (is_forked()) {
-      throw usage_error("this process was forked after the group was made and has no part in it");
-    }
     Call call({rank_, size_}, type, title, opts.asyncOp, opts.timeout);
     build(call);
     const uint64_t sequence = sequence_.fetch_add(1) + 1;
     if (call.async()) return TorchWork::launch(*communicator_, std::move(call), sequence);
     RECORD_FUNCTION(title, std::vector<c10::IValue>());
-    for (const Operation& operation : call.operations()) communicator_->run(operation);
+    for (Operation& operation : call.operations()) {
+      if (python_hooks().interrupted != nullptr) operation.interrupted = python_hooks().interrupted;
+      communicator_->run(operation);
+    }
     call.finish();
     return nullptr;
   } catch (const Error& error) {

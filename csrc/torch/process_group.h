@@ -71,9 +71,6 @@ class ProcessGroupDpcomm final : public c10d::Backend {
   void monitoredBarrier(const c10d::BarrierOptions&, bool) override;
 
   const Communicator& communicator() const { return *communicator_; }
-  /// True in a process that was forked after the group was made: it has no part in the group.
-  bool is_forked() const;
-
   /// Leaves every group that is still there, for the exit of the interpreter.
   static void shutdown_all();
 
@@ -83,7 +80,6 @@ class ProcessGroupDpcomm final : public c10d::Backend {
   WorkPointer start(c10d::OpType type, const char* title, const Opts& opts, Build&& build);
 
   std::shared_ptr<Communicator> communicator_;
-  const int forks_;  // in this process before the group was made
   std::atomic<uint64_t> sequence_{0};
 };
 

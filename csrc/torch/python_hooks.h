@@ -12,6 +12,9 @@ struct PythonHooks {
   /// The exception that Python shall see for one of the core: of the class of dpcomm.errors that
   /// fits, on every way through torch. Called without the GIL; the default changes nothing.
   std::exception_ptr (*translate)(std::exception_ptr error) = nullptr;
+  /// True if a signal came that Python turns into an exception, such as Ctrl-C; translate() gives
+  /// that exception for the next error of this thread. Called without the GIL.
+  bool (*interrupted)() = nullptr;
   /// Runs `body`, without the GIL if this thread holds it: for what may wait for a thread that is
   /// about to call into Python.
   void (*without_gil)(const std::function<void()>& body) = nullptr;

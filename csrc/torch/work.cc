@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "torch/python_hooks.h"
 
@@ -39,15 +40,28 @@ TorchWork::TorchWork(int rank, Call&& call, uint64_t sequence)
 }
 
 bool TorchWork::wait(std::chrono::milliseconds timeout) {
+  constexpr std::chrono::milliseconds kLook(50);  // for signals
+  if (generation_ != fork_generation()) {
+    throw_translated(usage_error("a forked process cannot wait for a call from before the fork"));
+  }
   if (!isCompleted()) Communicator::about_to_block();
-  std::unique_lock<std::mutex> lock(mutex_);
+  const bool limited = timeout > kNoTimeout;
+  const auto deadline = Clock::now() + timeout;
   const auto complete = [this] { return completed_; };
-  if (timeout <= kNoTimeout) {
-    cv_.wait(lock, complete);
-  } else if (!cv_.wait_for(lock, timeout, complete)) {
-    throw_translated(timeout_error(call_.title(), " (number ", sequence_,
-                                   ") was not complete after ", timeout.count(),
-                                   " ms of waiting; it goes on"));
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    const auto next = Clock::now() + kLook;
+    if (cv_.wait_until(lock, limited ? std::min(deadline, next) : next, complete)) break;
+    if (limited && Clock::now() >= deadline) {
+      throw_translated(timeout_error(call_.title(), " (number ", sequence_,
+                                     ") was not complete after ", timeout.count(),
+                                     " ms of waiting; it goes on"));
+    }
+    lock.unlock();
+    if (python_hooks().interrupted != nullptr && python_hooks().interrupted()) {
+      throw_translated(peer_error("interrupted"));
+    }
+    lock.lock();
   }
   if (exception_) std::rethrow_exception(exception_);
   return true;

@@ -7,6 +7,7 @@
 #include <torch/csrc/distributed/c10d/Work.hpp>
 #include <vector>
 
+#include "base/fork.h"
 #include "comm/communicator.h"
 #include "torch/call.h"
 
@@ -24,7 +25,8 @@ class TorchWork final : public c10d::Work {
   TorchWork(int rank, Call&& call, uint64_t sequence);
 
   /// Returns true once complete; throws the error it ended with. A positive `timeout` that runs out
-  /// gives dpcomm's TimeoutError, and the call goes on.
+  /// gives dpcomm's TimeoutError, and the call goes on; so does a signal that Python turns into an
+  /// exception, such as Ctrl-C.
   bool wait(std::chrono::milliseconds timeout = kNoTimeout) override;
   /// The tensors of the call, one list. Throws UsageError before it is complete.
   std::vector<at::Tensor> result() override;
@@ -39,6 +41,7 @@ class TorchWork final : public c10d::Work {
 
   Call call_;
   const uint64_t sequence_;
+  const uint32_t generation_ = fork_generation();
   std::vector<std::shared_ptr<dpcomm::Work>> parts_;  // one for each operation, in order
   c10::intrusive_ptr<c10::ivalue::Future> future_;    // under mutex_
   bool future_complete_ = false;                      // under mutex_

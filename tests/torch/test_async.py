@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from datetime import timedelta
 
 import numpy as np
@@ -15,6 +18,7 @@ import torch.distributed as dist
 from harness import launch
 
 import dpcomm
+import dpcomm.backend
 
 PATIENCE = timedelta(seconds=30)
 
@@ -181,6 +185,54 @@ def threads(rank: int, world: int) -> None:
     for user in users:
         user.join()
     assert not errors, errors
+
+
+def interrupts(rank: int, world: int) -> None:
+    """Ctrl-C gets through a wait: in a work it leaves the operation alone, in a call it ends it."""
+    dist.init_process_group("dpcomm", timeout=PATIENCE)
+    group = dist.new_group(timeout=PATIENCE)
+    store = dist.group.WORLD.get_group_store()
+    if rank != 0:
+        store.wait(["interrupted"], PATIENCE)
+        dist.barrier()
+        with pytest.raises(dpcomm.PeerError, match=r"rank 0 .*interrupted"):
+            dist.all_reduce(torch.ones(3), group=group)
+        return
+    work = dist.barrier(async_op=True)
+    for wait in (work.wait, lambda: dist.all_reduce(torch.ones(3), group=group)):
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            wait()
+    store.set("interrupted", "1")
+    work.wait()
+
+
+def dropping(rank: int, world: int) -> None:
+    """The last reference to a group goes while its thread is about to run Python code."""
+    group = dist.distributed_c10d._DistributedBackendOptions()
+    group.store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    group.group_rank, group.group_size, group.group_id = rank, world, "dropped"
+    group.timeout = PATIENCE
+    running = threading.Event()
+    for _ in range(3):
+        backend = dpcomm.backend.binding().create(group, {})
+        future = backend.allreduce([torch.ones(3)]).get_future()
+
+        def callback(f: torch.futures.Future[list[torch.Tensor]]) -> float:
+            running.set()
+            time.sleep(0.2)  # without the GIL, which it then wants back
+            return float(f.value()[0][0])
+
+        future = future.then(callback)
+        running.wait(20)
+        del backend
+        assert future.wait() == world
+        running.clear()
+
+
+@pytest.mark.parametrize("scenario", [interrupts, dropping])
+def test_signals_and_references(scenario: Callable[[int, int], None]) -> None:
+    launch(scenario, 2)
 
 
 @pytest.mark.parametrize("world", [2, 3])

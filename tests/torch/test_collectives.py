@@ -306,6 +306,11 @@ def special_tensors(rank: int, world: int) -> None:
     assert bool((leaf == total - world).all())
     assert leaf.is_leaf
 
+    x = torch.arange(5).to(torch.complex128) * (1 + 2j) if rank == 0 else torch.zeros(5).cfloat()
+    x = x.to(torch.complex128)  # as torch's Python would not pass it on
+    dist.group.WORLD.broadcast(x, 0).wait()
+    assert same(x, torch.arange(5).to(torch.complex128) * (1 + 2j))
+
     ones = torch.ones(6)
     whole = torch.ones(6 * world)
     refused = {

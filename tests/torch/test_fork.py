@@ -84,6 +84,8 @@ def forks(rank: int, world: int) -> None:
             for asynchronous in (False, True):
                 with pytest.raises(dpcomm.UsageError, match="fork"):
                     dist.all_reduce(torch.ones(3), async_op=asynchronous)
+            with pytest.raises(dpcomm.UsageError, match="fork"):
+                pending.wait()
             dist.destroy_process_group()
             code = 0
         finally:

@@ -123,6 +123,7 @@ def late(rank: int, world: int) -> None:
         with pytest.raises(dpcomm.TimeoutError, match=r"rank\(s\) 0, 2 did not come"):
             join(shared, rank, world, 1.5)
         shared.set("gave up too", "1")
+        time.sleep(0.5)  # so that the others would answer what was given up
     else:
         shared.wait(["gave up too"], PATIENCE)
     group = join(shared, rank, world, 30)
@@ -141,7 +142,7 @@ def leaving(rank: int, world: int) -> None:
     shared = store()
     assert total(None, 1.0) == world
     if rank == 0:
-        dist.all_reduce(torch.ones(3), async_op=True)  # will never complete
+        dist.all_reduce(torch.ones(5000), async_op=True)  # nobody waits for it
         dist.destroy_process_group()
         shared.set("left", "1")
         return
