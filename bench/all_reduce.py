@@ -19,7 +19,7 @@ from typing import Any
 from dpcomm.bench.units import format_size, parse_size
 
 SIZES = "8,1K,32K,256K,1M,4M,25M,100M"
-# At least so many times faster than gloo: (ranks, up to this size) -> ratio. Between them: 1.
+# Times faster than gloo, at least: (up to this size, ratio) in order; above the last size, 1.
 GOALS = {2: ((2**15, 20.0), (2**20, 8.0), (25 * 2**20, 5.0)), 4: ()}
 
 
