@@ -9,7 +9,7 @@ namespace {
 
 constexpr size_t kLaneBudgetBytes = size_t{8} << 20;
 constexpr int kSlots = 4;
-constexpr size_t kMaxSlotBytes = size_t{512} << 10;
+constexpr size_t kMaxSlotBytes = size_t{256} << 10;
 constexpr size_t kMinSlotBytes = size_t{4} << 10;
 constexpr size_t kTreeLaneShare = 8;  // a tree lane's slots are so many times smaller than lane 0's
 
