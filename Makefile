@@ -95,7 +95,7 @@ format: $(STAMPS)/tools
 
 # --- sanitizers --------------------------------------------------------------------------------------
 sanitize: $(STAMPS)/requirements
-	$(PYTEST) tests/native tests/sanitizers -m "not campaign" $(PYTEST_ARGS)
+	$(PYTEST) tests/native $(PYTEST_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info dpcomm/*.so dpcomm/_build_record.py demo_output $(STAMPS)/build

@@ -10,8 +10,8 @@ TARGET = pathlib.Path(__file__).resolve().parent.parent / "docs" / "environment.
 
 HEAD = """# Environment variables
 
-Read when a communicator or process group is made (`DPCOMM_DEBUG` once a process). An empty value counts as
-not set. Made by `tools/write_environment.py` from `csrc/base/env.def`.
+Read when a communicator or process group is made (`DPCOMM_DEBUG` once a process). An empty value
+counts as not set. Made by `tools/write_environment.py` from `csrc/base/env.def`.
 
 | variable | default | meaning |
 |---|---|---|

@@ -19,8 +19,8 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr milliseconds kLook{100};           // how long a look at the store may take
-constexpr milliseconds kGrace{2000};         // for news of a decision that is due
+constexpr milliseconds kLook{100};          // how long a look at the store may take
+constexpr milliseconds kGrace{2000};        // for news of a decision that is due
 constexpr milliseconds kReadPatience{500};  // for ranks to read of an error
 constexpr int kRounds = 2;
 constexpr size_t kShrink = 4;  // factor between the sizes of slots that are tried
