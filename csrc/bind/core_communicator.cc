@@ -1,6 +1,10 @@
 // Communicator for Python: arrays in, collectives out.
+#include <cxxabi.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
+#include <iterator>
+#include <list>
 #include <map>
 
 #include "base/env.h"
@@ -67,6 +71,26 @@ milliseconds seconds(const std::optional<double>& timeout) {
   return milliseconds(std::max<int64_t>(1, static_cast<int64_t>(*timeout * 1000)));
 }
 
+/// Releases the GIL while it lives. A daemon thread that wants it back when the interpreter has
+/// gone is ended by Python with pthread_exit(), which may not unwind through C++ (Python 3.14 parks
+/// such threads itself); so it is parked here until the process ends.
+class GilRelease {
+ public:
+  GilRelease() : state_(PyEval_SaveThread()) {}
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+  ~GilRelease() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (const abi::__forced_unwind&) {
+      for (;;) pause();
+    }
+  }
+
+ private:
+  PyThreadState* state_;
+};
+
 /// Runs the handlers of Python's signals while the main thread waits in native code. What a handler
 /// raised, KeyboardInterrupt for one, is kept for rethrow().
 class SignalWatch {
@@ -100,7 +124,7 @@ template <class Body>
 void with_signals(const Body& body) {
   SignalWatch watch;
   try {
-    py::gil_scoped_release release;
+    GilRelease release;
     body([&watch] { return watch(); });
   } catch (const std::exception&) {
     watch.rethrow();
@@ -109,39 +133,54 @@ void with_signals(const Body& body) {
   watch.rethrow();
 }
 
-/// A work handle that keeps the arrays of its operation.
-class PyWork {
- public:
-  PyWork(std::shared_ptr<Communicator> communicator, std::shared_ptr<Work> work,
-         std::unique_ptr<ArrayView> input, std::unique_ptr<ArrayView> output, py::object result)
-      : communicator_(std::move(communicator)),
-        work_(std::move(work)),
-        input_(std::move(input)),
-        output_(std::move(output)),
-        result_(std::move(result)) {}
+/// An operation and what must live until it is over.
+struct Flight {
+  std::shared_ptr<Work> work;
+  std::unique_ptr<ArrayView> input, output;
+  py::object result;
+};
 
-  ~PyWork() {
-    if (work_->done()) return;
-    py::gil_scoped_release release;  // the memory must not go before the operation is over
-    try {
-      work_->wait();
-    } catch (const std::exception&) {
+/// What a communicator and its handles share. With the GIL.
+struct Shared {
+  std::shared_ptr<Communicator> communicator;
+  std::list<Flight> abandoned;  // of operations whose handles went before they were over
+
+  ~Shared() {
+    GilRelease release;
+    communicator.reset();  // closes it: no operation is in flight any more
+  }
+  void sweep() {
+    std::list<Flight> over;  // released last: a buffer's owner may run any code
+    for (auto flight = abandoned.begin(); flight != abandoned.end();) {
+      const auto next = std::next(flight);
+      if (flight->work->done()) over.splice(over.end(), abandoned, flight);
+      flight = next;
     }
   }
+};
 
-  bool done() const { return work_->done(); }
+/// A handle. One that goes before its operation is over leaves the arrays to the communicator.
+class PyWork {
+ public:
+  PyWork(std::shared_ptr<Shared> shared, Flight flight)
+      : shared_(std::move(shared)), flight_(std::move(flight)) {}
+  PyWork(const PyWork&) = delete;
+  PyWork& operator=(const PyWork&) = delete;
+  ~PyWork() {
+    if (!flight_.work->done()) shared_->abandoned.push_back(std::move(flight_));
+  }
+
+  bool done() const { return flight_.work->done(); }
 
   py::object wait(const std::optional<double>& timeout) {
     const milliseconds limit = seconds(timeout);
-    with_signals([&](const auto& interrupted) { work_->wait(limit, interrupted); });
-    return result_;
+    with_signals([&](const auto& interrupted) { flight_.work->wait(limit, interrupted); });
+    return flight_.result;
   }
 
  private:
-  std::shared_ptr<Communicator> communicator_;
-  std::shared_ptr<Work> work_;
-  std::unique_ptr<ArrayView> input_, output_;
-  py::object result_;
+  std::shared_ptr<Shared> shared_;
+  Flight flight_;
 };
 
 struct Settings {
@@ -155,14 +194,14 @@ class PyCommunicator {
  public:
   PyCommunicator(int rank, int world, py::object store, const CommunicatorOptions& options) {
     PythonBootstrap bootstrap(std::move(store));
-    py::gil_scoped_release release;
-    communicator_ = Communicator::create(rank, world, bootstrap, options);
+    GilRelease release;
+    shared_->communicator = Communicator::create(rank, world, bootstrap, options);
   }
 
-  int rank() const { return communicator_->rank(); }
-  int world() const { return communicator_->world(); }
+  int rank() const { return communicator().rank(); }
+  int world() const { return communicator().world(); }
   std::pair<int, size_t> geometry(int lane) const {
-    const LaneGeometry geometry = communicator_->geometry(lane);
+    const LaneGeometry geometry = communicator().geometry(lane);
     return {geometry.slots, geometry.slot_bytes};
   }
   /// Names of the algorithm and the wire format that an operation would take.
@@ -176,10 +215,10 @@ class PyCommunicator {
     operation.op = op_by_name(op);
     if (settings.wire) operation.wire = wire_by_name(*settings.wire);
     if (settings.algorithm) operation.algorithm = *settings.algorithm;
-    const auto [algorithm, wire] = communicator_->choice(operation);
+    const auto [algorithm, wire] = communicator().choice(operation);
     return {algorithm, name(wire)};
   }
-  Communicator& get() { return *communicator_; }
+  Communicator& communicator() const { return *shared_->communicator; }
 
   /// Runs or submits `collective` over the arrays; `result` is what the caller gets back.
   py::object run(Collective collective, py::object input, py::object output, const std::string& op,
@@ -202,13 +241,14 @@ class PyCommunicator {
     describe_buffers(operation, in.get(), out.get());
     const py::object result = output.is_none() ? input : output;
     if (settings.async_op) {
-      auto work = communicator_->submit(operation);
-      return py::cast(std::make_unique<PyWork>(communicator_, std::move(work), std::move(in),
-                                               std::move(out), result));
+      shared_->sweep();
+      auto work = communicator().submit(operation);
+      Flight flight{std::move(work), std::move(in), std::move(out), result};
+      return py::cast(std::make_unique<PyWork>(shared_, std::move(flight)));
     }
     with_signals([&](const auto& interrupted) {
       operation.interrupted = interrupted;
-      communicator_->run(operation);
+      communicator().run(operation);
     });
     return result;
   }
@@ -219,13 +259,13 @@ class PyCommunicator {
     operation.timeout = seconds(timeout);
     with_signals([&](const auto& interrupted) {
       operation.interrupted = interrupted;
-      communicator_->run(operation);
+      communicator().run(operation);
     });
   }
 
   void close() {
-    py::gil_scoped_release release;
-    communicator_->close();
+    GilRelease release;
+    communicator().close();
   }
 
  private:
@@ -235,7 +275,7 @@ class PyCommunicator {
     operation.input = in != nullptr ? in->data() : nullptr;
     operation.output = out != nullptr ? out->data() : nullptr;
     operation.count = any.count();
-    const size_t world = communicator_->world();
+    const size_t world = communicator().world();
     size_t expected_in = any.count(), expected_out = any.count();
     if (operation.collective == Collective::kAllGather) expected_out = in->count() * world;
     if (operation.collective == Collective::kReduceScatter) {
@@ -253,11 +293,11 @@ class PyCommunicator {
     }
   }
 
-  std::shared_ptr<Communicator> communicator_;
+  std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
 };
 
 py::dict stats(PyCommunicator& self) {
-  const CommunicatorStats stats = self.get().stats();
+  const CommunicatorStats stats = self.communicator().stats();
   py::dict result;
   result["operations"] = stats.operations;
   result["bytes"] = stats.bytes;
@@ -334,7 +374,8 @@ void bind_communicator(py::module_& module) {
       .def("geometry", &PyCommunicator::geometry, py::arg("lane"))
       .def("choice", choice, py::arg("collective"), py::arg("count"), py::arg("dtype"),
            py::arg("op") = "sum", py::arg("settings") = Settings())
-      .def("abort", [](PyCommunicator& self, const std::string& text) { self.get().abort(text); })
+      .def("abort",
+           [](PyCommunicator& self, const std::string& text) { self.communicator().abort(text); })
       .def("close", &PyCommunicator::close);
   for (const Collective which :
        {Collective::kAllReduce, Collective::kBroadcast, Collective::kReduce, Collective::kAllGather,

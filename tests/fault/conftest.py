@@ -25,10 +25,9 @@ def stage() -> Iterator[ranks.Stage]:
 @pytest.fixture(autouse=True)
 def nothing_in_shm() -> Iterator[None]:
     """No segment remains in /dev/shm, whatever happened."""
-    folder = Path("/dev/shm")
-    before = set(folder.glob("*dpcomm*"))
+    before = ranks.named_segments()
     yield
-    assert set(folder.glob("*dpcomm*")) <= before
+    assert ranks.named_segments() <= before
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,12 @@ PATIENCE_S = 25.0  # after that a test says "hangs"
 
 # (seconds from a fault to the last survivor's error, the test), for the summary.
 TIMES: list[tuple[float, str]] = []
+
+
+def named_segments() -> set[str]:
+    """dpcomm's files in /dev/shm."""
+    name = re.compile(r"dpcomm-[0-9a-f]{16}")
+    return {path.name for path in Path("/dev/shm").iterdir() if name.fullmatch(path.name)}
 
 
 @dataclass
@@ -39,7 +46,9 @@ class Rank:
     def __init__(self, number: int, address: str) -> None:
         self.number = number
         self._connection: Connection = Client(address, "AF_UNIX")
-        self.pid: int = self._connection.recv()
+        self.pid: int
+        self.own_pid: int
+        self.pid, self.own_pid = self._connection.recv()
         self.dead = False
 
     def begin(self, command: str, *arguments: Any, **options: Any) -> None:
@@ -86,6 +95,11 @@ class Rank:
             time.sleep(0.01)
         return False
 
+    def exit_signal(self) -> int:
+        """The signal that ended the process, which is a zombie now; 0: it exited with 0."""
+        stat = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(stat[49])  # field 52, exit_code
+
     def stopped(self, patience: float = PATIENCE_S) -> bool:
         """Waits until the process is stopped."""
         deadline = time.monotonic() + patience
@@ -100,7 +114,7 @@ class Rank:
     @property
     def name(self) -> str:
         """As dpcomm's messages call it."""
-        return f"rank {self.number} (pid {self.pid})"
+        return f"rank {self.number} (pid {self.own_pid})"
 
     def discard(self) -> None:
         self._connection.close()
@@ -111,11 +125,10 @@ class Rank:
 class Group:
     """Some ranks of one communicator."""
 
-    def __init__(self, address: str, world: int, folder: Path) -> None:
-        self._address = address
-        self._folder = folder
+    def __init__(self, addresses: list[str], folder: Path) -> None:
+        self.folder = folder
         self._generation = 0
-        self.ranks = [Rank(number, address) for number in range(world)]
+        self.ranks = [Rank(number, address) for number, address in enumerate(addresses)]
 
     def __iter__(self) -> Iterator[Rank]:
         return iter(rank for rank in self.ranks if not rank.dead)
@@ -129,7 +142,7 @@ class Group:
     def init(self) -> str:
         """A fresh address for a start."""
         self._generation += 1
-        return f"file://{self._folder}/store{self._generation}"
+        return f"file://{self.folder}/store{self._generation}"
 
     def start(self, timeout: float = 20.0, **options: Any) -> None:
         """Makes the communicator on all ranks; special={rank: options} for single ones."""
@@ -183,26 +196,32 @@ class Group:
 
 
 class Stage:
-    """The process that forks puppets, and the groups made of them."""
+    """The process that forks puppets, and the groups made of them.
 
-    def __init__(self, module: str = "") -> None:
+    Args:
+        module: What puppets import besides dpcomm.
+        prefix: What runs the process: a command that takes another one as its last arguments.
+    """
+
+    def __init__(self, module: str = "", prefix: tuple[str, ...] = ()) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="stage-")
-        self._address = f"{self._folder.name}/socket"
+        self.address = f"{self._folder.name}/socket"
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         puppet = Path(__file__).with_name("puppet.py")
         self._process = subprocess.Popen(
-            [sys.executable, str(puppet), self._address, *([module] if module else [])],
+            [*prefix, sys.executable, str(puppet), self.address, *([module] if module else [])],
             stdout=subprocess.PIPE,
             env=environment,
         )
         assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"ready\n"
+        self.works = self._process.stdout.readline() == b"ready\n"
 
     @contextlib.contextmanager
-    def group(self, world: int) -> Iterator[Group]:
-        """Fresh processes, gone afterwards."""
+    def group(self, world: int, *others: Stage) -> Iterator[Group]:
+        """Fresh processes, gone afterwards: `world` from here, and one from each other stage."""
         with tempfile.TemporaryDirectory(prefix="group-") as folder:
-            group = Group(self._address, world, Path(folder))
+            addresses = [self.address] * world + [other.address for other in others]
+            group = Group(addresses, Path(folder))
             try:
                 yield group
             finally:
