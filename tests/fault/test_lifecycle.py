@@ -168,7 +168,7 @@ def test_use_after_close(stage: Stage) -> None:
 
 
 def test_a_closed_communicator_disturbs_nobody(stage: Stage) -> None:
-    """What a rank does after close() is not seen by those that are still in their last operation."""
+    """What a rank does after close() does not reach those still in their last operation."""
     with stage.group(2) as group:
         group.start(timeout=10)
         group[0].do("collective", "broadcast", 1000, root=0)  # done; rank 1 has not even called
@@ -179,8 +179,8 @@ def test_a_closed_communicator_disturbs_nobody(stage: Stage) -> None:
 
 EXITS = {
     "after synchronous calls": "",
-    "with a progress thread": "puppet.comm.all_reduce(np.ones(10, 'float32'), async_op=True).wait()",
-    "with an operation in flight": "x = np.ones(10, 'float32'); work = puppet.comm.all_reduce(x, async_op=True)",
+    "with a progress thread": "puppet.comm.all_reduce(np.ones(10, 'f4'), async_op=True).wait()",
+    "with an operation in flight": "puppet.comm.all_reduce(np.ones(10, 'f4'), async_op=True)",
     "with a thread in an operation": (
         "import threading\n"
         "def call():\n"

@@ -82,7 +82,8 @@ def test_a_small_folder_gives_a_smaller_ring(small_stage: Stage, small_folder: P
         # Nothing is written to memory that is not there, whatever else fills the folder.
         source = (
             "import contextlib\n"
-            f"with contextlib.suppress(OSError), open({str(small_folder)!r} + '/fill', 'wb') as f:\n"
+            f"f = open({str(small_folder)!r} + '/fill', 'wb')\n"
+            "with contextlib.suppress(OSError), f:\n"
             "    while True: f.write(bytes(4096)); f.flush()\n"
         )
         group[0].do("run", source)
