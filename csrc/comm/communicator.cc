@@ -76,12 +76,12 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
   }
 
   Choice check(const Operation& operation) const;
-  void execute(const Operation& operation, const Choice& choice);
+  void execute(const Operation& operation, const Choice& choice, bool patient);
   void run_alone(const Operation& operation) const;
   void progress();
   void start_thread();
   void hand_over();
-  std::optional<Failure> perform(const Operation& operation, const Choice& choice);
+  std::optional<Failure> perform(const Operation& operation, const Choice& choice, bool patient);
 
   std::unique_ptr<Transport> transport;
   const CommunicatorOptions options;
@@ -169,7 +169,8 @@ void Communicator::Impl::run_alone(const Operation& operation) const {
   }
 }
 
-void Communicator::Impl::execute(const Operation& operation, const Choice& choice) {
+/// `patient` where it runs beside the caller's own work.
+void Communicator::Impl::execute(const Operation& operation, const Choice& choice, bool patient) {
   if (const auto failure = transport->failure()) throw Error(failure->kind, failure->message);
   if (closing.load()) throw peer_error("the communicator is closed");
   const bool barrier = operation.collective == Collective::kBarrier;
@@ -202,6 +203,7 @@ void Communicator::Impl::execute(const Operation& operation, const Choice& choic
     task.root = operation.root;
     task.wire = choice.wire;
     task.algorithm = choice.algorithm;
+    task.patient = patient;
     const int64_t limit =
         operation.timeout.count() > 0 ? operation.timeout.count() : timeout_ms.load();
     task.deadline = now + std::chrono::milliseconds(limit);
@@ -218,11 +220,11 @@ void Communicator::Impl::execute(const Operation& operation, const Choice& choic
 }
 
 /// Runs an operation; an error makes the communicator unusable on all ranks, with one text.
-std::optional<Failure> Communicator::Impl::perform(const Operation& operation,
-                                                   const Choice& choice) {
+std::optional<Failure> Communicator::Impl::perform(const Operation& operation, const Choice& choice,
+                                                   bool patient) {
   Failure failure;
   try {
-    execute(operation, choice);
+    execute(operation, choice, patient);
     return std::nullopt;
   } catch (const Error& error) {
     failure = Failure{error.kind(), error.what()};
@@ -245,7 +247,7 @@ void Communicator::Impl::progress() {
     queue.pop_front();
     busy = true;
     lock.unlock();
-    std::optional<Failure> error = perform(item.operation, item.choice);
+    std::optional<Failure> error = perform(item.operation, item.choice, true);
     lock.lock();
     busy = false;
     changed.notify_all();
@@ -342,7 +344,7 @@ void Communicator::run(const Operation& operation) {
   }
   impl.busy = true;
   lock.unlock();
-  const std::optional<Failure> error = impl.perform(operation, choice);
+  const std::optional<Failure> error = impl.perform(operation, choice, false);
   lock.lock();
   impl.busy = false;
   if (impl.closed || !impl.queue.empty()) impl.changed.notify_all();

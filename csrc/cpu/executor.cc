@@ -51,6 +51,7 @@ Executor::Executor(Transport& transport, const WaitPolicy& policy,
                    const std::atomic<bool>& interrupted)
     : transport_(transport),
       policy_(policy),
+      patient_policy_(WaitPolicy::choose_patient()),
       interrupted_(interrupted),
       rank_(transport.rank()),
       world_(transport.world()),
@@ -117,7 +118,7 @@ void Executor::drive(const ScheduleParams& params) {
     lanes[i].advance(params, i, rounds);
     running += !lanes[i].over;
   }
-  Waiter waiter(transport_, policy_);
+  Waiter waiter(transport_, task_->patient ? patient_policy_ : policy_);
   while (running > 0) {
     bool progressed = false;
     for (int i = 0; i < Schedule::kLanes; ++i) {

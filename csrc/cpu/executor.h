@@ -30,7 +30,8 @@ struct Task {
   double factor = 1;
   int root = 0;
   WireFormat wire = WireFormat::kNative;
-  int algorithm = 0;  ///< index into kAlgorithms
+  int algorithm = 0;     ///< index into kAlgorithms
+  bool patient = false;  ///< it runs beside other work of this process (WaitPolicy)
   Clock::time_point deadline;
   std::chrono::milliseconds limit{0};  ///< what the deadline came from, for messages
   /// Asked now and then by a wait that lasts, in the thread of run(); true ends it.
@@ -97,6 +98,7 @@ class Executor {
 
   Transport& transport_;
   const WaitPolicy policy_;
+  const WaitPolicy patient_policy_;
   const std::atomic<bool>& interrupted_;
   const int rank_;
   const int world_;

@@ -34,6 +34,12 @@ WaitPolicy WaitPolicy::choose(int local_ranks) {
   return WaitPolicy{static_cast<int64_t>(spin_us * 1e3), static_cast<int64_t>(yield_us * 1e3)};
 }
 
+WaitPolicy WaitPolicy::choose_patient() {
+  const double spin_us = environment_number(Variable::SPIN_US, 0);
+  const double yield_us = environment_number(Variable::YIELD_US, 0);
+  return WaitPolicy{static_cast<int64_t>(spin_us * 1e3), static_cast<int64_t>(yield_us * 1e3)};
+}
+
 bool Waiter::pause() {
   if (armed_) {  // looked once more after arm(), and there was still nothing
     transport_.sleep(ticket_, std::chrono::nanoseconds(kCheckNs));

@@ -17,6 +17,9 @@ struct WaitPolicy {
   /// DPCOMM_YIELD_US variables: with more ranks than cores spinning only keeps the peer from
   /// running.
   static WaitPolicy choose(int local_ranks);
+  /// For an operation that nobody waits for yet: it sleeps at once, since what it burns is the
+  /// backward pass's.
+  static WaitPolicy choose_patient();
 };
 
 /// One wait of one rank. pause() is called whenever a look at the channels found nothing to do; it
