@@ -160,6 +160,16 @@ def test_modules_show_only_their_init_function(installed: Environment) -> None:
         assert b"/torch/lib" not in library.read_bytes(), "a path of the build machine"
 
 
+def test_kernels_share_no_inline_code(tree: Path, torch_wheel: Path) -> None:
+    """An inline function compiled for AVX-512 must not be the copy that all others are linked to."""
+    objects = list(tree.glob("build/cmake-*/**/kernels_avx*.o"))
+    assert len(objects) == 2 or os.uname().machine != "x86_64"
+    for path in objects:
+        done = subprocess.run(["nm", "-C", path], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert re.findall(r"(?m)^\S+ [WVu] .*$", done.stdout) == []
+
+
 def test_import_of_torch_alone_makes_the_name_known(installed: Environment) -> None:
     said = installed.python_says(
         """

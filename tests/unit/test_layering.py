@@ -37,8 +37,7 @@ LOOSE_FLAGS = re.compile(
 )
 BUILD_VARIABLES = {"DPCOMM_TORCH", "DPCOMM_CUDA", "DPCOMM_WERROR"}
 # The modules of dpcomm that may import torch when they are imported; all others work without it.
-TORCH_MODULES = {"_backend.py", "backend.py", "options.py", "hooks.py", "torch.py"}
-TORCH_PACKAGES = {"bench", "torch"}
+TORCH_MODULES = {"bench/backends.py", "bench/cases.py", "bench/ddp.py", "bench/runner.py"}
 
 
 def without_comments(text: str) -> str:
@@ -177,7 +176,7 @@ def python_modules(root: Path) -> Iterator[tuple[str, ast.Module]]:
 
 
 def may_import_torch(path: str) -> bool:
-    return path in TORCH_MODULES or path.split("/")[0] in TORCH_PACKAGES
+    return path in TORCH_MODULES
 
 
 def imported_at_import(tree: ast.Module) -> Iterator[str]:
