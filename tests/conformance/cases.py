@@ -45,7 +45,8 @@ class Case:
         place = "in place" if self.in_place else "out of place"
         return (
             f"{self.collective} {self.algorithm} {self.count} x {self.dtype} {self.op} "
-            f"wire {self.wire} root {self.root} {self.data} +{self.offset} bytes {place} seed {self.seed}"
+            f"wire {self.wire} root {self.root} {self.data} +{self.offset} bytes {place} "
+            f"seed {self.seed}"
         )
 
 
