@@ -48,10 +48,25 @@ def _default_init() -> str:
     return f"tcp://{address}:{port}"
 
 
-def _empty_like(array: Any, shape: tuple[int, ...]) -> Any:
+def _as_numpy(array: Any, operation: str) -> Any:
+    """The array as NumPy sees it, for the shape and dtype of a result."""
     import numpy
 
-    return numpy.empty(shape, dtype=numpy.asarray(array).dtype)
+    try:
+        seen = numpy.asarray(array)
+    except Exception as error:
+        raise UsageError(
+            f"{operation}: NumPy cannot hold the result ({error}); pass out="
+        ) from error
+    if seen.dtype.hasobject:
+        raise UsageError(f"{operation}: {type(array).__name__!r} is not an array")
+    return seen
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> Any:
+    import numpy
+
+    return numpy.empty(shape, dtype)
 
 
 class Communicator:
@@ -148,7 +163,8 @@ class Communicator:
             array: The contribution, the same number of elements on every rank.
             op: "sum", "avg", "premul_sum", "product", "min", "max", "band", "bor", "bxor".
             out: Where the result goes, the same size and dtype; default: into ``array``.
-            factor: Of "premul_sum": each rank's contribution is multiplied by its factor.
+            factor: Of "premul_sum": what every contribution is multiplied by first; the same on all
+                ranks.
             wire, algorithm, timeout: For this call, in place of the communicator's.
             async_op: Return a :class:`Work` at once; the arrays must not be touched before its end.
 
@@ -217,7 +233,8 @@ class Communicator:
             ``out``; or a Work whose ``wait()`` returns it.
         """
         if out is None:
-            out = _empty_like(array, (self.world_size, *array.shape))
+            seen = _as_numpy(array, "all_gather")
+            out = _empty((self.world_size, *seen.shape), seen.dtype)
         settings = _core.Settings(None, algorithm, timeout, async_op)
         return self._core.all_gather(array, out, settings=settings)
 
@@ -245,13 +262,13 @@ class Communicator:
             :meth:`all_reduce`.
         """
         if out is None:
-            first = array.shape[0] if array.ndim else 0
-            if first == 0 or first % self.world_size:
+            seen = _as_numpy(array, "reduce_scatter")
+            if seen.ndim == 0 or seen.shape[0] % self.world_size:
                 raise UsageError(
-                    f"reduce_scatter: the first dimension, {first}, is not a multiple of "
-                    f"{self.world_size} ranks; pass out="
+                    f"reduce_scatter: the first dimension of shape {seen.shape} is not a multiple "
+                    f"of {self.world_size} ranks; pass out="
                 )
-            out = _empty_like(array, (first // self.world_size, *array.shape[1:]))
+            out = _empty((seen.shape[0] // self.world_size, *seen.shape[1:]), seen.dtype)
         settings = _core.Settings(wire, algorithm, timeout, async_op)
         return self._core.reduce_scatter(array, out, op=op, factor=factor, settings=settings)
 

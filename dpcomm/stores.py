@@ -94,7 +94,8 @@ def _send(connection: socket.socket, *fields: bytes) -> None:
 class _Handler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         server: Any = self.server
-        with contextlib.suppress(OSError, ConnectionError, struct.error):
+        # Whatever else comes to the port ends its own connection and nothing more.
+        with contextlib.suppress(OSError, ValueError, OverflowError):
             while True:
                 verb, key, value = (_receive(self.request) for _ in range(3))
                 with server.changed:
@@ -102,11 +103,13 @@ class _Handler(socketserver.BaseRequestHandler):
                         server.values[key] = value
                         server.changed.notify_all()
                         answer = b"1"
-                    else:
+                    elif verb == b"get" and float(value) >= 0:  # not so for NaN
                         there = server.changed.wait_for(
                             lambda wanted=key: wanted in server.values, float(value)
                         )
                         answer = b"1" + server.values[key] if there else b"0"
+                    else:
+                        return
                 _send(self.request, answer)
 
 
@@ -164,12 +167,15 @@ class TcpStore:
                 time.sleep(0.02)
 
     def set(self, key: str, value: bytes) -> None:
-        """Stores ``value`` under ``key``."""
+        """Stores ``value``, less than a MiB, under ``key``."""
+        if len(value) >= _MAX_FIELD_BYTES:
+            raise UsageError(f"the store takes no value of {len(value)} bytes")
         self._call(30.0, b"set", key.encode(), value)
 
     def get(self, key: str, timeout: float) -> bytes | None:
         """The value of ``key``, or None after ``timeout`` seconds."""
-        answer = self._call(timeout + 30.0, b"get", key.encode(), str(timeout).encode())
+        seconds = max(timeout, 0.0)
+        answer = self._call(seconds + 30.0, b"get", key.encode(), str(seconds).encode())
         return answer[1:] if answer[:1] == b"1" else None
 
     def _call(self, patience: float, *fields: bytes) -> bytes:
