@@ -9,6 +9,7 @@
 
 #include "base/env.h"
 #include "base/error.h"
+#include "base/names.h"
 #include "bind/core_array.h"
 #include "bind/core_bindings.h"
 #include "comm/communicator.h"
@@ -46,18 +47,6 @@ class PythonBootstrap final : public Bootstrap {
  private:
   py::object store_;
 };
-
-/// The value of an enumeration of `values` names; `what` names it in the error.
-template <class Enumeration>
-Enumeration by_name(const std::string& text, int values, const char* what) {
-  std::string known;
-  for (int i = 0; i < values; ++i) {
-    const auto value = static_cast<Enumeration>(i);
-    if (text == name(value)) return value;
-    known += str(known.empty() ? "" : ", ", name(value));
-  }
-  throw usage_error(what, " '", text, "' is not known; there are ", known);
-}
 
 WireFormat wire_by_name(const std::string& text) {
   return by_name<WireFormat>(text, kWireFormats, "wire");

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/names.h"
 #include "bind/core_bindings.h"
 #include "wire/codec.h"
 
@@ -14,21 +15,13 @@ namespace {
 
 namespace py = pybind11;
 
-template <class Enum>
-Enum by_name(const char* what, const std::string& wanted, int count) {
-  for (int i = 0; i < count; ++i) {
-    if (wanted == name(static_cast<Enum>(i))) return static_cast<Enum>(i);
-  }
-  throw usage_error("unknown ", what, " ", wanted);
-}
-
-Dtype dtype_by_name(const std::string& wanted) { return by_name<Dtype>("dtype", wanted, kDtypes); }
+Dtype dtype_by_name(const std::string& wanted) { return by_name<Dtype>(wanted, kDtypes, "dtype"); }
 Isa isa_by_name(const std::string& wanted) {
-  return by_name<Isa>("instruction set", wanted, kIsas);
+  return by_name<Isa>(wanted, kIsas, "instruction set");
 }
 
 const Codec& find_codec(const std::string& wire, const std::string& dtype, const std::string& isa) {
-  return wire_codec(by_name<WireFormat>("wire format", wire, kWireFormats), dtype_by_name(dtype),
+  return wire_codec(by_name<WireFormat>(wire, kWireFormats, "wire format"), dtype_by_name(dtype),
                     isa_by_name(isa));
 }
 
@@ -59,7 +52,7 @@ class Bytes {
 
 /// [first, first + n) of `total` in blocks of `wire`, as wire/codec.h demands it.
 void check_range(const std::string& wire, size_t total, size_t first, size_t n) {
-  const size_t block = block_elems(by_name<WireFormat>("wire format", wire, kWireFormats));
+  const size_t block = block_elems(by_name<WireFormat>(wire, kWireFormats, "wire format"));
   const bool inside = first <= total && n <= total - first;
   if (!inside || first % block != 0 || (n % block != 0 && first + n != total)) {
     throw usage_error("elements ", first, " to ", first + n, " of ", total,
@@ -98,7 +91,7 @@ void combine(const std::string& wire, const std::string& dtype, const std::strin
              size_t first, size_t n) {
   const Operands at(wire, dtype, isa, acc, base, total, first, n, false);
   const auto run =
-      at.codec.combine[static_cast<int>(by_name<ReduceOp>("operator", op, kReduceOps))];
+      at.codec.combine[static_cast<int>(by_name<ReduceOp>(op, kReduceOps, "operator"))];
   if (run == nullptr) throw usage_error(op, " on ", dtype, " in wire format ", wire);
   run(at.acc, at.base, total, first, n);
 }

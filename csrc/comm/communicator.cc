@@ -12,22 +12,13 @@
 #include "base/env.h"
 #include "base/fork.h"
 #include "base/log.h"
+#include "base/names.h"
 #include "comm/tuner.h"
 #include "cpu/executor.h"
 #include "transport/transport.h"
 
 namespace dpcomm {
 namespace {
-
-WireFormat wire_by_name(const std::string& value, const char* variable) {
-  std::string known;
-  for (int i = 0; i < kWireFormats; ++i) {
-    const auto wire = static_cast<WireFormat>(i);
-    if (value == name(wire)) return wire;
-    known += str(known.empty() ? "" : ", ", name(wire));
-  }
-  throw usage_error(variable, "=", value, " is not a wire format; there are ", known);
-}
 
 bool overlap(const std::byte* a, size_t a_bytes, const std::byte* b, size_t b_bytes) {
   return a != nullptr && b != nullptr && a < b + b_bytes && b < a + a_bytes;
@@ -37,7 +28,7 @@ bool overlap(const std::byte* a, size_t a_bytes, const std::byte* b, size_t b_by
 
 CommunicatorOptions CommunicatorOptions::from_environment() {
   CommunicatorOptions options;
-  options.wire = wire_by_name(environment(Variable::WIRE), "DPCOMM_WIRE");
+  options.wire = by_name<WireFormat>(environment(Variable::WIRE), kWireFormats, "DPCOMM_WIRE");
   const std::string links = environment(Variable::WIRE_LINKS);
   if (links != "network" && links != "all") {
     throw usage_error("DPCOMM_WIRE_LINKS=", links, " is neither network nor all");

@@ -34,7 +34,7 @@ def test_every_variable_has_a_help_text() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("DPCOMM_WIRE", "fp8", "DPCOMM_WIRE=fp8 is not a wire format; there are native, fp16"),
+        ("DPCOMM_WIRE", "fp8", "DPCOMM_WIRE 'fp8' is not known; there are native, fp16"),
         ("DPCOMM_WIRE_LINKS", "some", "DPCOMM_WIRE_LINKS=some is neither network nor all"),
         ("DPCOMM_ALGO", "star", "algorithm 'star' is not known; there are auto, ring"),
         ("DPCOMM_TIMEOUT", "soon", "DPCOMM_TIMEOUT=soon is not a non-negative number"),
