@@ -164,7 +164,7 @@ class Group:
         options: dict[str, Any],
     ) -> None:
         self.pool, self.name, self.world = pool, name, world
-        names = ("SLOT_BYTES", "FAULTS", "SPIN_US", "YIELD_US")
+        names = ("SLOT_BYTES", "FAULTS", "SPIN_US", "YIELD_US", "ISA")
         clean = {f"DPCOMM_{name}": "" for name in names}  # empty counts as not set
         lanes = pool.call(world, "open", name, world, options, environment=clean | environment)
         assert all(each == lanes[0] for each in lanes)

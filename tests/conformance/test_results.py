@@ -12,6 +12,8 @@ from expected import run_and_compare
 from pool import Pool
 from selection import PARAMETERS, case_of, covering, everything, lossy_row, random_row
 
+from dpcomm import _core
+
 SMALL_SLOTS = {"DPCOMM_SLOT_BYTES": "4096"}  # many rounds with few elements
 STALLS = SMALL_SLOTS | {"DPCOMM_FAULTS": "stall=0.3,seed=3"}
 SLOW_RANK = SMALL_SLOTS | {"DPCOMM_FAULTS": "delay_us=300,rank=0"}
@@ -82,6 +84,12 @@ def test_slots_of_the_usual_size(pool: Pool, world: int, seed: int) -> None:
 def test_many_operations_in_flight(pool: Pool, world: int, mode: str, seed: int) -> None:
     with pool.group(world, SMALL_SLOTS) as group:
         run_and_compare(group, random_cases(group, 40, seed + 3000), mode)
+
+
+@pytest.mark.parametrize("isa", _core.wire_isas())
+def test_every_instruction_set(pool: Pool, isa: str, seed: int) -> None:
+    with pool.group(3, SMALL_SLOTS | {"DPCOMM_ISA": isa}) as group:
+        run_and_compare(group, random_cases(group, 40, seed + 5000))
 
 
 def test_a_world_of_16(pool: Pool, seed: int) -> None:
