@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import sys
 from typing import Any
 
@@ -109,6 +110,8 @@ def main() -> int:
     parser.add_argument("--wire", default="native", help="dpcomm's wire format")
     parser.add_argument("--wire-links", default="network", choices=("network", "all"))
     arguments = parser.parse_args()
+    if "RANK" not in os.environ:
+        parser.error("start it with torchrun --standalone --nproc-per-node 2 bench/ddp_step.py")
     dist.init_process_group("gloo")
     try:
         result = measure(arguments)
