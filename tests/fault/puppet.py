@@ -19,6 +19,9 @@ from typing import Any
 
 import numpy as np
 
+if __name__ == "__main__" and len(sys.argv) > 2:
+    __import__(sys.argv[2])  # torch first, so that dpcomm registers itself
+
 import dpcomm
 from dpcomm.stores import FileStore
 
@@ -269,8 +272,6 @@ def serve(connection: Connection) -> None:
 
 def main() -> None:
     address = sys.argv[1]
-    if len(sys.argv) > 2:
-        __import__(sys.argv[2])
     with Listener(address, "AF_UNIX", backlog=64) as listener:
         print("ready", flush=True)
         while True:

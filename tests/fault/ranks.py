@@ -29,6 +29,18 @@ def named_segments() -> set[str]:
     return {path.name for path in Path("/dev/shm").iterdir() if name.fullmatch(path.name)}
 
 
+def children(parent: int) -> set[int]:
+    """The living children of a process."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[1]) == parent and fields[0] != "Z":
+                    found.add(int(entry.name))
+    return found
+
+
 @dataclass
 class Outcome:
     """How a command went on one rank."""
@@ -50,6 +62,7 @@ class Rank:
         self.own_pid: int
         self.pid, self.own_pid = self._connection.recv()
         self.dead = False
+        self._workers: set[int] = set()  # of the time of its death
 
     def begin(self, command: str, *arguments: Any, **options: Any) -> None:
         self._connection.send((command, arguments, options))
@@ -78,6 +91,7 @@ class Rank:
     def kill(self) -> float:
         """SIGKILL; returns when it was sent."""
         self.dead = True
+        self._workers |= children(self.pid)
         now = time.monotonic()
         self.signal(signal.SIGKILL)
         return now
@@ -117,9 +131,15 @@ class Rank:
         return f"rank {self.number} (pid {self.own_pid})"
 
     def discard(self) -> None:
+        """Ends the process and its workers."""
         self._connection.close()
+        workers = self._workers | children(self.pid)
         with contextlib.suppress(OSError):
             self.signal(signal.SIGKILL)
+        for worker in workers:
+            with contextlib.suppress(OSError):
+                if b"puppet.py" in Path(f"/proc/{worker}/cmdline").read_bytes():
+                    os.kill(worker, signal.SIGKILL)
 
 
 class Group:

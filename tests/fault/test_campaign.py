@@ -46,8 +46,8 @@ class Tally:
         times = sorted(self.seconds) or [0.0]
         return (
             f"campaign: {self.cases} cases, {self.survivors} survivors, {self.raised} raised, "
-            f"{self.named} named the rank and its pid; {times[len(times) // 2]:.2f} s in the middle "
-            f"and {times[-1]:.2f} s at most; left over: {self.descriptors} descriptors, "
+            f"{self.named} named the rank and its pid; {times[len(times) // 2]:.2f} s in the "
+            f"middle and {times[-1]:.2f} s at most; left over: {self.descriptors} descriptors, "
             f"{self.threads} threads, {self.segments} segments"
         )
 
