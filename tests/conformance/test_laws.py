@@ -83,7 +83,7 @@ def test_a_slow_peer_reads_what_the_tensor_held(pool: Pool, seed: int) -> None:
     """Law 9: every rank overwrites its memory right after the return; each is slow in turn."""
     chosen = random.Random(seed)
     for slow in range(3):
-        faults = {"DPCOMM_FAULTS": f"delay_us=1500,rank={slow}", **SMALL_SLOTS}
+        faults = {"DPCOMM_FAULTS": f"delay_us=1500,stall=0.8,rank={slow}", **SMALL_SLOTS}
         cases = [Case("broadcast", "direct", 2500, seed=seed + i) for i in range(10)]
         for number in range(12):
             algorithm = chosen.choice(schedule.algorithms())
