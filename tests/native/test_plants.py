@@ -47,6 +47,9 @@ class Plant:
     """Below csrc/."""
 
 
+# A race needs two threads that run at the same time, which a busy machine may not grant at once.
+ATTEMPTS = 8
+
 SEQ_CST, RELAXED, RELEASE = (
     f"std::memory_order_{order}" for order in ("seq_cst", "relaxed", "release")
 )
@@ -101,7 +104,7 @@ PLANTS = [
         "    slot.bytes = bytes;\n    slot.tag = tag;\n",
         "thread",
         "arrive",
-        f"{RACE}|message.tag == ",
+        f"{RACE}|slot_ring_test.cc:\\d+:",
     ),
     # Miscounted.
     Plant(
@@ -272,8 +275,13 @@ def run(executable: Path, test: str) -> subprocess.CompletedProcess[str]:
 def test_a_planted_fault_is_found(plant: Plant, tmp_path: Path) -> None:
     original = (ROOT / "csrc" / plant.file).read_text()
     assert original.count(plant.old) == 1, f"{plant.old!r} is not (once) in {plant.file}"
-    text = original.replace(plant.old, plant.new)
-    done = run(compiled(plant.finder, plant.file, text, tmp_path), plant.test)
+    executable = compiled(
+        plant.finder, plant.file, original.replace(plant.old, plant.new), tmp_path
+    )
+    for _ in range(ATTEMPTS):
+        done = run(executable, plant.test)
+        if done.returncode != 0:
+            break
     assert done.returncode != 0, f"not found:\n{done.stdout}"
     assert re.search(plant.finding, done.stdout), done.stdout
 
