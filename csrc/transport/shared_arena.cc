@@ -83,12 +83,12 @@ void ArenaTransport::wait_for_all(const TransportConfig& config, Clock::time_poi
   constexpr auto kLongestPause = std::chrono::microseconds(5000), kFirst = kLongestPause / 256;
   line(rank_).state.store(RankLine::kReady);
   for (auto pause = kFirst;; pause = std::min(pause * 2, kLongestPause)) {
-    if (const auto failure = this->failure()) throw Error(failure->kind, failure->message);
     std::vector<int> absent;
     for (int rank = 0; rank < world(); ++rank) {
       if (line(rank).state.load() < RankLine::kReady) absent.push_back(rank);
     }
-    if (absent.empty()) return;
+    if (absent.empty()) return;  // also if a rank has failed since: its next call tells this one
+    if (const auto failure = this->failure()) throw Error(failure->kind, failure->message);
     if (Clock::now() > deadline) raise(absent_ranks(config, absent));
     if (pause == kLongestPause) {  // it lasts
       for (const int rank : absent) {

@@ -153,6 +153,22 @@ def test_a_rank_that_is_started_twice(stage: Stage) -> None:
         expect_error(refused, "InternalError", "rank 1 cannot lock", "started twice?")
 
 
+def test_a_failure_right_after_the_start_is_no_failure_of_the_start(stage: Stage) -> None:
+    source = (
+        "comm = dpcomm.Communicator(rank, 3, init, name=name, timeout=10)\n"
+        "if rank == 0: comm.abort('at once')\n"
+        "puppet.comm = comm"
+    )
+    with stage.group(3) as group:
+        init = group.init()
+        for turn in range(15):
+            for rank in group:
+                rank.begin("run", source, rank=rank.number, init=init, name=f"turn{turn}")
+            for outcome in group.end():
+                assert outcome.error is None, outcome
+            expect_error(group.outcomes("collective", "barrier"), "PeerError", "at once")
+
+
 def test_threads_as_ranks_that_do_not_come(stage: Stage) -> None:
     with stage.group(1) as group:
         source = (
