@@ -53,7 +53,7 @@ def test_tiles_and_buffers_are_checked():
         _core.wire_load("fp16", "float32", "scalar", acc, base, 1024, 512, 513)
     with pytest.raises(UsageError, match="bytes"):
         _core.wire_load("native", "float32", "scalar", acc[:3], base, 4, 0, 4)
-    with pytest.raises(UsageError, match="wire format .* is not known"):
+    with pytest.raises(UsageError, match=r"wire format .* is not known"):
         _core.wire_slice_bytes("fp8", "float32", 1)
 
 
