@@ -44,7 +44,7 @@ def train_variants(names: list[str], epochs: int, seed: int, pairs: int) -> dict
     import torch.distributed as dist
     from train_digits import Trainer, batches, datasets
 
-    from dpcomm.bench.ddp import Replica, step_costs
+    from dpcomm.bench.ddp import Replica, silent, step_costs
     from dpcomm.bench.progress import Progress
 
     dist.init_process_group("gloo")  # to gather the results
@@ -79,8 +79,13 @@ def train_variants(names: list[str], epochs: int, seed: int, pairs: int) -> dict
     ]
     results = _over_ranks(results)
     replicas = [Replica(t.model, functools.partial(t.backward, *batch)) for t in trainers]
-    for result, cost in zip(results, step_costs(replicas, pairs), strict=True):
-        result["cpu_ms"] = cost.cpu_ms
+    alone = Trainer(seed)  # what DDP itself costs, which is no backend's
+    alone.model = silent(alone.model.module)
+    alone.step(*batch)  # DDP rebuilds its buckets after the first step
+    replicas.append(Replica(alone.model, functools.partial(alone.backward, *batch)))
+    *costs, ddp = step_costs(replicas, pairs)
+    for result, cost in zip(results, costs, strict=True):
+        result["cpu_ms"] = cost.cpu_ms - ddp.cpu_ms
     progress.close()
     return dict(zip(names, results, strict=True))
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["Replica", "StepCost", "step_costs"]
+__all__ = ["Replica", "StepCost", "silent", "step_costs"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,19 @@ class StepCost:
     alone_ms: float = 0.0  # time of the pass under no_sync
     synchronised_cpu_ms: float = 0.0
     cpu_pairs_ms: list[float] = field(default_factory=list)  # of this rank
+
+
+def silent(module: torch.nn.Module) -> DistributedDataParallel:
+    """`module` under a DDP that communicates nothing: what DDP itself costs a synchronised pass.
+
+    DDP copies gradients into its buckets and back only where it synchronises; the cost of that is no
+    backend's.
+    """
+    with warnings.catch_warnings():  # newer torch has another name for it, older torch only this
+        warnings.simplefilter("ignore", FutureWarning)
+        model = DistributedDataParallel(module, broadcast_buffers=False)
+    model.register_comm_hook(None, noop_hook)
+    return model
 
 
 def step_costs(
