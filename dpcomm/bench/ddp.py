@@ -38,8 +38,8 @@ class StepCost:
 def silent(module: torch.nn.Module) -> DistributedDataParallel:
     """`module` under a DDP that communicates nothing: what DDP itself costs a synchronised pass.
 
-    DDP copies gradients into its buckets and back only where it synchronises; the cost of that is no
-    backend's.
+    DDP copies gradients into its buckets and back only where it synchronises; the cost of that
+    is no backend's.
     """
     with warnings.catch_warnings():  # newer torch has another name for it, older torch only this
         warnings.simplefilter("ignore", FutureWarning)
