@@ -69,7 +69,7 @@ campaign: build
 check: check-format check-ruff check-mypy check-stubs check-layering check-warnings
 
 check-format: $(STAMPS)/tools
-	find csrc tests -name '*.cc' -o -name '*.h' | sort | \
+	find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | sort | \
 	  xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 check-ruff: $(STAMPS)/tools
@@ -91,7 +91,7 @@ check-warnings: $(STAMPS)/requirements
 	tools/build_native.sh $(VENV) build/werror -DDPCOMM_WERROR=ON
 
 format: $(STAMPS)/tools
-	find csrc tests -name '*.cc' -o -name '*.h' | xargs $(VENV)/bin/clang-format -i
+	find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 

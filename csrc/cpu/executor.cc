@@ -5,45 +5,13 @@
 #include <optional>
 
 #include "cpu/float_environment.h"
+#include "schedule/cut.h"
 
 namespace dpcomm {
 namespace {
 
 constexpr size_t kTileElems = 2048;  // a multiple of every wire format's block; fits the L1 cache
-constexpr size_t kGrainBytes = 64;   // edges of slices fall on cache lines of the tensor's start
 constexpr size_t kMaxAccumulatorBytes = 8;
-constexpr int kMaxSlices = 2;
-
-/// Elements whose slice in `codec` fits a slot, a multiple of `grain`.
-size_t elems_per_slot(const Codec& codec, size_t slot_bytes, size_t grain) {
-  size_t elems = slot_bytes / grain * grain;  // no format takes less than a byte an element
-  while (elems > grain && codec.slice_bytes(elems) > slot_bytes) {
-    const size_t fitting = elems * slot_bytes / codec.slice_bytes(elems) / grain * grain;
-    elems = std::max(grain, std::min(fitting, elems - grain));
-  }
-  return elems;
-}
-
-/// How a task falls into slices: one slice a chunk if everything fits one round so, else as many as
-/// the slots allow, up to kMaxSlices.
-Partition partition_of(const Task& task, const Codec& wire, const ScheduleParams& params,
-                       const LaneGeometry& lane, int* slices) {
-  const AlgorithmInfo& algorithm = kAlgorithms[task.algorithm];
-  const size_t grain =
-      std::max(block_elems(task.wire), std::max<size_t>(1, kGrainBytes / size_bytes(task.dtype)));
-  const size_t per_slot = elems_per_slot(wire, lane.slot_bytes, grain);
-  const bool blocked = is_blocked(task.collective);
-  const int chunks = algorithm.chunks(params);
-  ScheduleParams trial = params;
-  for (trial.slices = 1; trial.slices < kMaxSlices; ++trial.slices) {
-    if (Partition(task.count, chunks, trial.slices, per_slot, grain, blocked).rounds() <= 1) break;
-    ScheduleParams more = trial;
-    ++more.slices;
-    if (algorithm.min_slots(more) > lane.slots) break;
-  }
-  *slices = trial.slices;
-  return Partition(task.count, chunks, trial.slices, per_slot, grain, blocked);
-}
 
 }  // namespace
 
@@ -85,10 +53,14 @@ void Executor::run(const Task& task) {
   accumulator_ = accumulates_in_fp32(task.dtype) ? &tensor_codec(Dtype::kFloat32, isa_) : tensor_;
   arithmetic_ = &accumulator_ops(task.dtype, isa_);
 
-  ScheduleParams params{rank_, world_, task.root, 1};
   const AlgorithmInfo& algorithm = kAlgorithms[task.algorithm];
-  partition_ =
-      partition_of(task, *wire_, params, transport_.geometry(algorithm.first_lane), &params.slices);
+  const LaneGeometry lane = transport_.geometry(algorithm.first_lane);
+  const Cut cut = choose_cut({task.algorithm, world_, task.root, task.count, elem_bytes_,
+                              block_elems(task.wire), lane.slots, lane.slot_bytes},
+                             wire_->slice_bytes);
+  const ScheduleParams params{rank_, world_, task.root, cut.slices};
+  partition_ = Partition(task.count, algorithm.chunks(params), cut.slices, cut.slot_elems,
+                         cut.grain, is_blocked(task.collective));
   visit_schedule(task.algorithm,
                  [&]<class Schedule>(std::type_identity<Schedule>) { drive<Schedule>(params); });
 }

@@ -41,7 +41,7 @@ constexpr int find_algorithm(Collective collective, std::string_view name) {
 
 /// Calls visitor(std::type_identity<Schedule>()) for the schedule at `index`.
 template <class Visitor>
-decltype(auto) visit_schedule(int index, Visitor&& visitor) {
+DPCOMM_HD decltype(auto) visit_schedule(int index, Visitor&& visitor) {
   int i = 0;
 #define DPCOMM_ALGORITHM(collective, name, Class) \
   if (index == i++) return visitor(std::type_identity<Class>());
