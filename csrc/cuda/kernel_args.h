@@ -81,11 +81,16 @@ struct RankState {
   // One-shot packets: [parity][source rank][packet], each rank's own buffer, written by the peers.
   char* const* packets;      ///< buffer of each rank, by rank
   uint64_t packet_capacity;  ///< packets from one source with one parity
-  uint32_t* packet_epoch;    ///< the rank's own: operations by packets so far, one for each CTA
-  const uint32_t* abort;     ///< host memory; not 0: leave, publish nothing more
-  WaitRecord* waits;         ///< host memory; [cta][lane of the schedule]
-  uint32_t look_every;       ///< kLookEvery, fewer in emulation
-  uint32_t record_after;     ///< kRecordAfter, fewer in emulation
+  // The rank's own: operations by packets so far, one count for each CTA that it may have, all
+  // equal. Block c of an operation counts up its own, the block of CTA 0 also those of CTAs that
+  // the operation has not: a place in the buffer may belong to another CTA the next time, and a
+  // stale packet there must not show the epoch that is due.
+  uint32_t* packet_epoch;
+  int32_t max_ctas;
+  const uint32_t* abort;  ///< host memory; not 0: leave, publish nothing more
+  WaitRecord* waits;      ///< host memory; [cta][lane of the schedule]
+  uint32_t look_every;    ///< kLookEvery, fewer in emulation
+  uint32_t record_after;  ///< kRecordAfter, fewer in emulation
 };
 
 /// Lanes that the table of wait records has for each CTA.
