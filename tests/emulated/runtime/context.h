@@ -1,0 +1,76 @@
+// Switching between stacks. On x86-64 a few instructions (swapcontext calls the kernel each time to
+// save signal masks), elsewhere ucontext.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+namespace dpcomm::emulated {
+
+#if defined(__x86_64__)
+
+/// A stack pointer; the registers that a function has to keep lie on the stack.
+struct Context {
+  void* stack_pointer = nullptr;
+};
+
+extern "C" void dpcomm_emulated_switch(void** save, void* to);
+asm(R"(
+.text
+.globl dpcomm_emulated_switch
+.type dpcomm_emulated_switch, @function
+dpcomm_emulated_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size dpcomm_emulated_switch, . - dpcomm_emulated_switch
+)");
+
+inline void switch_context(Context& from, Context& to) {
+  dpcomm_emulated_switch(&from.stack_pointer, to.stack_pointer);
+}
+
+/// A context that calls `entry`, which never returns, on a stack of `bytes` at `stack`.
+inline void make_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
+  void** top = reinterpret_cast<void**>(stack + bytes);
+  *--top = nullptr;  // where entry would return to; entry is aligned as after a call
+  *--top = reinterpret_cast<void*>(entry);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  context.stack_pointer = top;
+}
+
+#else
+
+struct Context {
+  ucontext_t state;
+};
+
+inline void switch_context(Context& from, Context& to) { swapcontext(&from.state, &to.state); }
+
+inline void make_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
+  getcontext(&context.state);
+  context.state.uc_stack.ss_sp = stack;
+  context.state.uc_stack.ss_size = bytes;
+  context.state.uc_link = nullptr;
+  makecontext(&context.state, entry, 0);
+}
+
+#endif
+
+}  // namespace dpcomm::emulated
