@@ -358,6 +358,25 @@ std::shared_ptr<Work> Communicator::submit(const Operation& operation) {
   return work;
 }
 
+void Communicator::open_device(int, void*) {
+  impl_->check_owner();
+  throw usage_error("no CUDA device: this build has no CUDA part");
+}
+
+uint64_t Communicator::enqueue(const Operation&, void*) {
+  throw usage_error("no CUDA device: this build has no CUDA part");
+}
+
+void Communicator::join(uint64_t, void*) {}
+
+bool Communicator::complete(uint64_t) const { return true; }
+
+std::exception_ptr Communicator::failure() const {
+  const auto failure = impl_->transport->failure();
+  if (!failure) return nullptr;
+  return std::make_exception_ptr(Error(failure->kind, failure->message));
+}
+
 void Communicator::about_to_block() {
   Impl* impl = Impl::completing;
   if (impl == nullptr) return;

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -90,6 +91,26 @@ class Communicator {
 
   /// Hands the operation to the progress thread and returns at once.
   std::shared_ptr<Work> submit(const Operation& operation);
+
+  // --- operations on device memory. Streams are cudaStream_t; null: the legacy default stream.
+  // ----
+  /// Readies a device for operations. The first call is collective: staging is made and the ranks
+  /// exchange handles; then operations run on `stream` (null: one of the library's own). Later
+  /// calls for the same device return at once, and another device is a UsageError. Throws
+  /// UsageError ("no CUDA device: ...") where there is none.
+  void open_device(int device, void* stream);
+  /// Gives the operation, whose buffers are device memory, to the stream of the open device, behind
+  /// all that `caller` has been given so far. Never blocks the host; an error that came meanwhile
+  /// is thrown, as is a UsageError for what the device does not support. Barrier is for run() only.
+  /// Buffers stay alive until complete(). Returns a ticket, from 1, in order.
+  uint64_t enqueue(const Operation& operation, void* caller);
+  /// Lets `caller` wait, on the device, for the operation and all before it.
+  void join(uint64_t ticket, void* caller);
+  /// True once the device is through with the operation, also after a failure.
+  bool complete(uint64_t ticket) const;
+  /// The error that ended the communicator, as a wait for an operation would give it; null as long
+  /// as there is none.
+  std::exception_ptr failure() const;
 
   /// To be called before a thread blocks until an operation is complete, other than in run() and
   /// Work::wait(): if it is in a callback of a work, another thread goes on with the operations.
