@@ -76,6 +76,13 @@ def partition_slice(
     partition: _Partition, round: int, chunk: int, slice: int
 ) -> tuple[int, int]: ...
 
+# --- arrays -------------------------------------------------------------------------------------
+
+def describe_array(
+    array: Any, writable: bool = False, stream: int = 0
+) -> tuple[int, int, str, str]:
+    """(address, elements, dtype, place) of what collectives would take from an array."""
+
 # --- communicator --------------------------------------------------------------------------------
 
 class Work:
@@ -105,6 +112,7 @@ class Settings:
         algorithm: str | None = None,
         timeout: float | None = None,
         async_op: bool = False,
+        stream: int = 0,
     ) -> None: ...
 
 class Communicator:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from dpcomm import _core
+from dpcomm.device_arrays import caller_stream, empty_maker, on_device
 from dpcomm.errors import UsageError
 from dpcomm.stores import open_store
 
@@ -48,8 +50,10 @@ def _default_init() -> str:
     return f"tcp://{address}:{port}"
 
 
-def _as_numpy(array: Any, operation: str) -> Any:
-    """The array as NumPy sees it, for the shape and dtype of a result."""
+def _maker(array: Any, operation: str) -> tuple[tuple[int, ...], Callable[[tuple[int, ...]], Any]]:
+    """The shape of an array, and what makes a result of its kind: NumPy, or CuPy on a device."""
+    if on_device(array):
+        return empty_maker(array, operation)
     import numpy
 
     try:
@@ -60,13 +64,7 @@ def _as_numpy(array: Any, operation: str) -> Any:
         ) from error
     if seen.dtype.hasobject:
         raise UsageError(f"{operation}: {type(array).__name__!r} is not an array")
-    return seen
-
-
-def _empty(shape: tuple[int, ...], dtype: Any) -> Any:
-    import numpy
-
-    return numpy.empty(shape, dtype)
+    return seen.shape, lambda shape: numpy.empty(shape, seen.dtype)
 
 
 class Communicator:
@@ -156,6 +154,7 @@ class Communicator:
         algorithm: str | None = None,
         timeout: float | None = None,
         async_op: bool = False,
+        stream: Any = None,
     ) -> Any:
         """Reduces the arrays of all ranks; every rank gets the same bits.
 
@@ -175,7 +174,9 @@ class Communicator:
             UsageError: Before any byte is sent, or when ranks disagree (all ranks raise it).
             PeerError, TimeoutError: A rank died or did not come; make a new communicator.
         """
-        settings = _core.Settings(wire, algorithm, timeout, async_op)
+        settings = _core.Settings(
+            wire, algorithm, timeout, async_op, caller_stream(stream, array, out)
+        )
         target = array if out is None else out
         return self._core.all_reduce(array, target, op=op, factor=factor, settings=settings)
 
@@ -191,12 +192,15 @@ class Communicator:
         algorithm: str | None = None,
         timeout: float | None = None,
         async_op: bool = False,
+        stream: Any = None,
     ) -> Any:
         """Reduces the arrays of all ranks into ``root``'s ``out`` (default: its ``array``).
 
         The arrays of the other ranks are unchanged. Arguments and errors as in :meth:`all_reduce`.
         """
-        settings = _core.Settings(wire, algorithm, timeout, async_op)
+        settings = _core.Settings(
+            wire, algorithm, timeout, async_op, caller_stream(stream, array, out)
+        )
         target = (array if out is None else out) if self.rank == root else None
         return self._core.reduce(array, target, op=op, factor=factor, root=root, settings=settings)
 
@@ -208,9 +212,10 @@ class Communicator:
         algorithm: str | None = None,
         timeout: float | None = None,
         async_op: bool = False,
+        stream: Any = None,
     ) -> Any:
         """Copies ``root``'s array into everybody's, exactly. Errors as in :meth:`all_reduce`."""
-        settings = _core.Settings(None, algorithm, timeout, async_op)
+        settings = _core.Settings(None, algorithm, timeout, async_op, caller_stream(stream, array))
         return self._core.broadcast(array, array, root=root, settings=settings)
 
     def all_gather(
@@ -221,6 +226,7 @@ class Communicator:
         algorithm: str | None = None,
         timeout: float | None = None,
         async_op: bool = False,
+        stream: Any = None,
     ) -> Any:
         """Concatenates the arrays of all ranks, in the order of ranks, exactly.
 
@@ -233,9 +239,11 @@ class Communicator:
             ``out``; or a Work whose ``wait()`` returns it.
         """
         if out is None:
-            seen = _as_numpy(array, "all_gather")
-            out = _empty((self.world_size, *seen.shape), seen.dtype)
-        settings = _core.Settings(None, algorithm, timeout, async_op)
+            shape, empty = _maker(array, "all_gather")
+            out = empty((self.world_size, *shape))
+        settings = _core.Settings(
+            None, algorithm, timeout, async_op, caller_stream(stream, array, out)
+        )
         return self._core.all_gather(array, out, settings=settings)
 
     def reduce_scatter(
@@ -249,6 +257,7 @@ class Communicator:
         algorithm: str | None = None,
         timeout: float | None = None,
         async_op: bool = False,
+        stream: Any = None,
     ) -> Any:
         """Reduces the arrays of all ranks and leaves block ``rank`` of the result on each rank.
 
@@ -262,14 +271,16 @@ class Communicator:
             :meth:`all_reduce`.
         """
         if out is None:
-            seen = _as_numpy(array, "reduce_scatter")
-            if seen.ndim == 0 or seen.shape[0] % self.world_size:
+            shape, empty = _maker(array, "reduce_scatter")
+            if not shape or shape[0] % self.world_size:
                 raise UsageError(
-                    f"reduce_scatter: the first dimension of shape {seen.shape} is not a multiple "
+                    f"reduce_scatter: the first dimension of shape {shape} is not a multiple "
                     f"of {self.world_size} ranks; pass out="
                 )
-            out = _empty((seen.shape[0] // self.world_size, *seen.shape[1:]), seen.dtype)
-        settings = _core.Settings(wire, algorithm, timeout, async_op)
+            out = empty((shape[0] // self.world_size, *shape[1:]))
+        settings = _core.Settings(
+            wire, algorithm, timeout, async_op, caller_stream(stream, array, out)
+        )
         return self._core.reduce_scatter(array, out, op=op, factor=factor, settings=settings)
 
     def barrier(self, timeout: float | None = None) -> None:

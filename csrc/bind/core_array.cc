@@ -5,46 +5,12 @@
 #include <string>
 
 #include "base/error.h"
+#include "bind/core_dlpack.h"
 
 namespace py = pybind11;
 
 namespace dpcomm {
 namespace {
-
-// DLPack's C structures (DLPack 1.0, dlpack.h), as far as a consumer on the CPU needs them.
-struct DLDevice {
-  int32_t device_type;
-  int32_t device_id;
-};
-struct DLDataType {
-  uint8_t code;
-  uint8_t bits;
-  uint16_t lanes;
-};
-struct DLTensor {
-  void* data;
-  DLDevice device;
-  int32_t ndim;
-  DLDataType dtype;
-  int64_t* shape;
-  int64_t* strides;
-  uint64_t byte_offset;
-};
-struct DLManagedTensor {
-  DLTensor dl_tensor;
-  void* manager_ctx;
-  void (*deleter)(DLManagedTensor*);
-};
-constexpr int32_t kDLCPU = 1;
-enum DLCode : uint8_t { kDLInt = 0, kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4, kDLBool = 6 };
-
-Dtype integer(size_t bytes, bool is_signed, const std::string& what) {
-  if (bytes == 1) return is_signed ? Dtype::kInt8 : Dtype::kUint8;
-  if (is_signed && bytes == 2) return Dtype::kInt16;
-  if (is_signed && bytes == 4) return Dtype::kInt32;
-  if (is_signed && bytes == 8) return Dtype::kInt64;
-  throw usage_error("dtype ", what, " is not supported");
-}
 
 Dtype from_format(const char* format, size_t bytes) {
   const std::string text = format == nullptr ? "B" : format;
@@ -67,10 +33,10 @@ Dtype from_format(const char* format, size_t bytes) {
       case 'i':
       case 'l':
       case 'q':
-        return integer(bytes, true, text);
+        return integer_dtype(bytes, true, text);
       case 'B':
       case 'c':
-        return integer(bytes, false, text);
+        return integer_dtype(bytes, false, text);
       default:
         break;
     }
@@ -78,43 +44,35 @@ Dtype from_format(const char* format, size_t bytes) {
   throw usage_error("dtype with buffer format '", text, "' is not supported");
 }
 
-Dtype from_dl(const DLDataType& type) {
-  const std::string what =
-      str("with DLPack code ", int(type.code), " of ", int(type.bits), " bits");
-  if (type.lanes == 1) {
-    if (type.code == kDLBfloat && type.bits == 16) return Dtype::kBFloat16;
-    if (type.code == kDLBool && type.bits == 8) return Dtype::kBool;
-    if (type.code == kDLInt) return integer(type.bits / 8, true, what);
-    if (type.code == kDLUInt) return integer(type.bits / 8, false, what);
-    if (type.code == kDLFloat && type.bits == 16) return Dtype::kFloat16;
-    if (type.code == kDLFloat && type.bits == 32) return Dtype::kFloat32;
-    if (type.code == kDLFloat && type.bits == 64) return Dtype::kFloat64;
-  }
+}  // namespace
+
+Dtype integer_dtype(size_t bytes, bool is_signed, const std::string& what) {
+  if (bytes == 1) return is_signed ? Dtype::kInt8 : Dtype::kUint8;
+  if (is_signed && bytes == 2) return Dtype::kInt16;
+  if (is_signed && bytes == 4) return Dtype::kInt32;
+  if (is_signed && bytes == 8) return Dtype::kInt64;
   throw usage_error("dtype ", what, " is not supported");
 }
 
-bool is_contiguous(const DLTensor& tensor) {
-  if (tensor.strides == nullptr) return true;
-  for (int i = 0; i < tensor.ndim; ++i) {
-    if (tensor.shape[i] == 0) return true;
-  }
-  int64_t expected = 1;
-  for (int i = tensor.ndim - 1; i >= 0; --i) {
-    if (tensor.shape[i] != 1 && tensor.strides[i] != expected) return false;
-    expected *= tensor.shape[i];
-  }
-  return true;
+void refuse_read_only() { throw usage_error("the array is read-only"); }
+void refuse_strides() {
+  throw usage_error("the array is not C-contiguous; pass a contiguous copy");
 }
 
-}  // namespace
+std::string describe(const ArrayPlace& place) {
+  if (!place.on_device) return "the CPU";
+  return place.device < 0 ? "a CUDA device" : str("CUDA device ", place.device);
+}
 
-ArrayView::ArrayView(py::handle array, bool writable) {
+ArrayView::ArrayView(py::handle array, bool writable, uintptr_t stream) {
   try {
     if (from_buffer(array, writable)) return;
     if (from_numpy_bfloat16(array, writable)) return;
-    if (from_dlpack(array)) return;
+    if (from_dlpack(array, writable, stream)) return;
+    if (from_cuda_array_interface(array, writable)) return;
     throw usage_error("'", Py_TYPE(array.ptr())->tp_name,
-                      "' is not an array: it has neither the buffer protocol nor DLPack");
+                      "' is not an array: it has neither the buffer protocol nor DLPack nor "
+                      "__cuda_array_interface__");
   } catch (...) {
     release();  // a refused array is not held
     throw;
@@ -129,6 +87,9 @@ void ArrayView::release() {
   auto* managed = static_cast<DLManagedTensor*>(managed_);
   if (managed != nullptr && managed->deleter != nullptr) managed->deleter(managed);
   managed_ = nullptr;
+  auto* versioned = static_cast<DLManagedTensorVersioned*>(managed_versioned_);
+  if (versioned != nullptr && versioned->deleter != nullptr) versioned->deleter(versioned);
+  managed_versioned_ = nullptr;
 }
 
 bool ArrayView::from_buffer(py::handle array, bool writable) {
@@ -138,10 +99,8 @@ bool ArrayView::from_buffer(py::handle array, bool writable) {
     return false;
   }
   has_buffer_ = true;
-  if (writable && buffer_.readonly) throw usage_error("the array is read-only");
-  if (!PyBuffer_IsContiguous(&buffer_, 'C')) {
-    throw usage_error("the array is not C-contiguous; pass a contiguous copy");
-  }
+  if (writable && buffer_.readonly) refuse_read_only();
+  if (!PyBuffer_IsContiguous(&buffer_, 'C')) refuse_strides();
   dtype_ = from_format(buffer_.format, buffer_.itemsize);
   data_ = buffer_.buf;
   count_ = buffer_.itemsize > 0 ? buffer_.len / buffer_.itemsize : 0;
@@ -153,36 +112,12 @@ bool ArrayView::from_numpy_bfloat16(py::handle array, bool writable) {
   if (py::str(array.attr("dtype").attr("name")).cast<std::string>() != "bfloat16") return false;
   const auto interface = array.attr("__array_interface__").cast<py::dict>();
   const auto data = interface["data"].cast<py::tuple>();
-  if (writable && data[1].cast<bool>()) throw usage_error("the array is read-only");
-  if (interface.contains("strides") && !interface["strides"].is_none()) {
-    throw usage_error("the array is not C-contiguous; pass a contiguous copy");
-  }
+  if (writable && data[1].cast<bool>()) refuse_read_only();
+  if (interface.contains("strides") && !interface["strides"].is_none()) refuse_strides();
   data_ = reinterpret_cast<void*>(data[0].cast<uintptr_t>());
   count_ = array.attr("size").cast<size_t>();
   dtype_ = Dtype::kBFloat16;
   keeper_ = py::reinterpret_borrow<py::object>(array);
-  return true;
-}
-
-bool ArrayView::from_dlpack(py::handle array) {
-  if (!py::hasattr(array, "__dlpack__") || !py::hasattr(array, "__dlpack_device__")) return false;
-  const auto device = array.attr("__dlpack_device__")().cast<py::tuple>();
-  if (device[0].cast<int>() != kDLCPU) {
-    throw usage_error("the array lies on another device than the CPU");
-  }
-  const py::object capsule = array.attr("__dlpack__")();
-  auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
-  if (managed == nullptr) throw py::error_already_set();
-  PyCapsule_SetName(capsule.ptr(), "used_dltensor");
-  managed_ = managed;
-  const DLTensor& tensor = managed->dl_tensor;
-  if (!is_contiguous(tensor)) {
-    throw usage_error("the array is not C-contiguous; pass a contiguous copy");
-  }
-  dtype_ = from_dl(tensor.dtype);
-  count_ = 1;
-  for (int i = 0; i < tensor.ndim; ++i) count_ *= tensor.shape[i];
-  data_ = static_cast<std::byte*>(tensor.data) + tensor.byte_offset;
   return true;
 }
 

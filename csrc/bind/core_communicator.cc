@@ -177,6 +177,7 @@ struct Settings {
   std::optional<std::string> algorithm;
   std::optional<double> timeout;
   bool async_op = false;
+  uintptr_t stream = 0;  ///< cudaStream_t on which the caller uses arrays on a device
 };
 
 class PyCommunicator {
@@ -217,8 +218,13 @@ class PyCommunicator {
     if (rooted ? input.is_none() && output.is_none() : lacks_one) {
       throw usage_error(name(collective), ": None is not an array");
     }
-    auto in = input.is_none() ? nullptr : std::make_unique<ArrayView>(input, false);
-    auto out = output.is_none() ? nullptr : std::make_unique<ArrayView>(output, true);
+    auto in =
+        input.is_none() ? nullptr : std::make_unique<ArrayView>(input, false, settings.stream);
+    auto out =
+        output.is_none() ? nullptr : std::make_unique<ArrayView>(output, true, settings.stream);
+    if (place_of(collective, in.get(), out.get()).on_device) {
+      throw usage_error("no CUDA device: this build has no CUDA part");
+    }
     Operation operation;
     operation.collective = collective;
     operation.op = op_by_name(op);
@@ -258,6 +264,21 @@ class PyCommunicator {
   }
 
  private:
+  /// Where the arrays lie; both in one place.
+  static ArrayPlace place_of(Collective collective, const ArrayView* in, const ArrayView* out) {
+    if (in == nullptr) return out->place();
+    if (out == nullptr) return in->place();
+    ArrayPlace place = in->place();
+    const ArrayPlace& other = out->place();
+    const bool differ = place.device != other.device && place.device >= 0 && other.device >= 0;
+    if (place.on_device != other.on_device || differ) {
+      throw usage_error(name(collective), ": input lies on ", describe(place), ", output on ",
+                        describe(other));
+    }
+    if (place.device < 0) place.device = other.device;
+    return place;
+  }
+
   void describe_buffers(Operation& operation, const ArrayView* in, const ArrayView* out) const {
     const ArrayView& any = in != nullptr ? *in : *out;
     operation.dtype = any.dtype();
@@ -333,11 +354,11 @@ void bind_communicator(py::module_& module) {
 
   py::class_<Settings>(module, "Settings", "What one call may choose for itself.")
       .def(py::init([](std::optional<std::string> wire, std::optional<std::string> algorithm,
-                       std::optional<double> timeout, bool async_op) {
-             return Settings{std::move(wire), std::move(algorithm), timeout, async_op};
+                       std::optional<double> timeout, bool async_op, uintptr_t stream) {
+             return Settings{std::move(wire), std::move(algorithm), timeout, async_op, stream};
            }),
            py::arg("wire") = py::none(), py::arg("algorithm") = py::none(),
-           py::arg("timeout") = py::none(), py::arg("async_op") = false);
+           py::arg("timeout") = py::none(), py::arg("async_op") = false, py::arg("stream") = 0);
 
   const auto collective = [](Collective which) {
     return [which](PyCommunicator& self, py::object input, py::object output, const std::string& op,

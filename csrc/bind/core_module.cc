@@ -6,5 +6,6 @@ PYBIND11_MODULE(_core, module) {
   dpcomm::bind_errors(module);
   dpcomm::bind_wire(module);
   dpcomm::bind_schedule(module);
+  dpcomm::bind_array(module);
   dpcomm::bind_communicator(module);
 }
