@@ -86,24 +86,30 @@ def describe_array(
 # --- communicator --------------------------------------------------------------------------------
 
 class Work:
-    """The handle of an asynchronous collective.
-
-    It keeps the arrays alive; dropping it before the end waits for the end.
+    """The handle of an asynchronous collective. It keeps the arrays alive; so does the communicator
+    where it is dropped before the end.
     """
 
     def done(self) -> bool:
         """True once the operation is complete, with a result or an error."""
 
-    def wait(self, timeout: float | None = None) -> Any:
+    def wait(self, timeout: float | None = None, stream: Any = None) -> Any:
         """Returns the output array once it is complete.
+
+        Where the array lies on a device, that is so for what a stream gets from now on, and the
+        host waits for nothing; with a timeout the host waits as well.
 
         Args:
             timeout: Seconds; default: as long as the operation may take.
+            stream: A CUDA stream, or its handle; default: the caller's stream of the collective.
 
         Raises:
             TimeoutError: It was not complete in time; it goes on.
             UsageError, PeerError, InternalError: What the operation ended with.
         """
+
+    def synchronize(self, timeout: float | None = None) -> Any:
+        """As wait(), but the host waits for the device, too."""
 
 class Settings:
     def __init__(
@@ -133,6 +139,7 @@ class Communicator:
     @property
     def world_size(self) -> int: ...
     def barrier(self, timeout: float | None = None) -> None: ...
+    def synchronize(self, timeout: float | None = None) -> None: ...
     def stats(self) -> dict[str, int]: ...
     def geometry(self, lane: int) -> tuple[int, int]: ...
     def choice(

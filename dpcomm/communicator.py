@@ -70,11 +70,23 @@ def _maker(array: Any, operation: str) -> tuple[tuple[int, ...], Callable[[tuple
 class Communicator:
     """The ranks of a group and the collectives that they run, all in the same order.
 
-    Arrays are NumPy arrays, anything else with the buffer protocol, or anything with DLPack on the
-    CPU (torch, JAX): C-contiguous, of float32, float64, float16, bfloat16, int8, uint8, int16,
-    int32, int64 or bool. Every collective blocks until the result is there, with the GIL released,
-    unless ``async_op=True``, which returns a :class:`Work`. Any thread may call; the order of the
-    calls must be the same on every rank.
+    Arrays are NumPy arrays, anything else with the buffer protocol, or anything with DLPack (torch,
+    JAX): C-contiguous, of float32, float64, float16, bfloat16, int8, uint8, int16, int32, int64 or
+    bool. Every collective blocks until the result is there, with the GIL released, unless
+    ``async_op=True``, which returns a :class:`Work`. Any thread may call; the order of the calls
+    must be the same on every rank.
+
+    Arrays on a CUDA device (CuPy, torch, JAX, Numba, anything with DLPack or
+    ``__cuda_array_interface__``) are worked on in the order of a stream, the caller's: the
+    collective begins after all that this stream has been given before, the host waits for nothing,
+    and what the stream gets afterwards sees the result. That holds for the call itself, or for
+    ``Work.wait()`` where ``async_op=True``; :meth:`synchronize` and ``Work.synchronize()`` wait on
+    the host, and raise what went wrong on the device. The caller's stream is the argument
+    ``stream`` (a handle, or a stream of CuPy, torch, cuda.core or Numba); without it the current
+    stream of CuPy or torch where the array is theirs, else the stream that the array's
+    ``__cuda_array_interface__`` names, else the legacy default stream. Where ``stream`` is given,
+    an array without DLPack is taken to be ready on it. Arrays are kept alive until the device is
+    through with them. All arrays of a communicator lie on one device, the first one's.
 
     Args:
         rank, world_size: Of this process; default: ``RANK`` and ``WORLD_SIZE``.
@@ -166,12 +178,14 @@ class Communicator:
                 ranks.
             wire, algorithm, timeout: For this call, in place of the communicator's.
             async_op: Return a :class:`Work` at once; the arrays must not be touched before its end.
+            stream: The caller's CUDA stream, of arrays on a device (see above).
 
         Returns:
             ``out``, or ``array``; or a Work whose ``wait()`` returns it.
 
         Raises:
-            UsageError: Before any byte is sent, or when ranks disagree (all ranks raise it).
+            UsageError: Before any byte is sent, or when ranks disagree (all ranks raise it). For
+                one, arrays on a device where there is none ("no CUDA device: ...").
             PeerError, TimeoutError: A rank died or did not come; make a new communicator.
         """
         settings = _core.Settings(
@@ -232,8 +246,8 @@ class Communicator:
 
         Args:
             array: The contribution, the same number of elements on every rank.
-            out: ``world_size`` times as many elements; default: a new NumPy array of shape
-                ``(world_size, *array.shape)``.
+            out: ``world_size`` times as many elements; default: a new NumPy array (CuPy's where
+                ``array`` is one) of shape ``(world_size, *array.shape)``.
 
         Returns:
             ``out``; or a Work whose ``wait()`` returns it.
@@ -263,7 +277,7 @@ class Communicator:
 
         Args:
             array: ``world_size`` blocks one after another.
-            out: One block; default: a new NumPy array of shape
+            out: One block; default: a new NumPy array (CuPy's where ``array`` is one) of shape
                 ``(shape[0] // world_size, *shape[1:])``.
 
         Returns:
@@ -286,6 +300,18 @@ class Communicator:
     def barrier(self, timeout: float | None = None) -> None:
         """Returns once every rank has called it."""
         self._core.barrier(timeout)
+
+    def synchronize(self, timeout: float | None = None) -> None:
+        """Waits until the device is through with all that it was given; raises what went wrong.
+
+        Args:
+            timeout: Seconds; default: as long as the operations may take.
+
+        Raises:
+            TimeoutError: It was not complete in time and goes on; or a rank did not come.
+            UsageError, PeerError, InternalError: What the operations ended with.
+        """
+        self._core.synchronize(timeout)
 
     def stats(self) -> dict[str, int]:
         """Counts since the start: operations, bytes of tensors, wire_bytes sent, wait_ns."""

@@ -1,17 +1,15 @@
 // Communicator for Python: arrays in, collectives out.
-#include <cxxabi.h>
 #include <pybind11/stl.h>
-#include <unistd.h>
 
-#include <iterator>
-#include <list>
-#include <map>
+#include <algorithm>
 
 #include "base/env.h"
 #include "base/error.h"
 #include "base/names.h"
 #include "bind/core_array.h"
 #include "bind/core_bindings.h"
+#include "bind/core_signals.h"
+#include "bind/core_work.h"
 #include "comm/communicator.h"
 #include "transport/transport.h"
 
@@ -19,8 +17,6 @@ namespace py = pybind11;
 
 namespace dpcomm {
 namespace {
-
-using std::chrono::milliseconds;
 
 /// A store written in Python: set(key: str, value: bytes) and get(key: str, timeout_s: float) ->
 /// bytes or None.
@@ -36,7 +32,7 @@ class PythonBootstrap final : public Bootstrap {
     py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   }
-  bool get(const std::string& key, milliseconds timeout, std::string& value) override {
+  bool get(const std::string& key, std::chrono::milliseconds timeout, std::string& value) override {
     py::gil_scoped_acquire gil;
     const py::object found = store_.attr("get")(key, timeout.count() / 1000.0);
     if (found.is_none()) return false;
@@ -53,124 +49,6 @@ WireFormat wire_by_name(const std::string& text) {
 }
 
 ReduceOp op_by_name(const std::string& text) { return by_name<ReduceOp>(text, kReduceOps, "op"); }
-
-milliseconds seconds(const std::optional<double>& timeout) {
-  if (!timeout) return milliseconds(0);
-  if (!(*timeout > 0)) throw usage_error("timeout has to be positive, in seconds");
-  return milliseconds(std::max<int64_t>(1, static_cast<int64_t>(*timeout * 1000)));
-}
-
-/// Releases the GIL while it lives. A daemon thread that wants it back when the interpreter has
-/// gone is ended by Python with pthread_exit(), which may not unwind through C++ (Python 3.14 parks
-/// such threads itself); so it is parked here until the process ends.
-class GilRelease {
- public:
-  GilRelease() : state_(PyEval_SaveThread()) {}
-  GilRelease(const GilRelease&) = delete;
-  GilRelease& operator=(const GilRelease&) = delete;
-  ~GilRelease() {
-    try {
-      PyEval_RestoreThread(state_);
-    } catch (const abi::__forced_unwind&) {
-      for (;;) pause();
-    }
-  }
-
- private:
-  PyThreadState* state_;
-};
-
-/// Runs the handlers of Python's signals while the main thread waits in native code. What a handler
-/// raised, KeyboardInterrupt for one, is kept for rethrow().
-class SignalWatch {
- public:
-  /// True if a handler raised. Does nothing in other threads, where Python runs no handlers.
-  bool operator()() {
-    if (!is_main_thread_) return false;
-    py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() == 0) return false;
-    raised_ = std::make_unique<py::error_already_set>();
-    return true;
-  }
-  /// With the GIL: throws what a handler raised, if one did.
-  void rethrow() {
-    if (raised_) throw py::error_already_set(*raised_);
-  }
-
- private:
-  static unsigned long main_thread() {
-    static const auto ident =
-        py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
-    return ident;
-  }
-
-  const bool is_main_thread_ = PyThread_get_thread_ident() == main_thread();
-  std::unique_ptr<py::error_already_set> raised_;
-};
-
-/// Calls body(interrupted) without the GIL; `interrupted` is for a wait to ask now and then.
-template <class Body>
-void with_signals(const Body& body) {
-  SignalWatch watch;
-  try {
-    GilRelease release;
-    body([&watch] { return watch(); });
-  } catch (const std::exception&) {
-    watch.rethrow();
-    throw;
-  }
-  watch.rethrow();
-}
-
-/// An operation and what must live until it is over.
-struct Flight {
-  std::shared_ptr<Work> work;
-  std::unique_ptr<ArrayView> input, output;
-  py::object result;
-};
-
-/// What a communicator and its handles share. With the GIL.
-struct Shared {
-  std::shared_ptr<Communicator> communicator;
-  std::list<Flight> abandoned;  // of operations whose handles went before they were over
-
-  ~Shared() {
-    GilRelease release;
-    communicator.reset();  // closes it: no operation is in flight any more
-  }
-  void sweep() {
-    std::list<Flight> over;  // released last: a buffer's owner may run any code
-    for (auto flight = abandoned.begin(); flight != abandoned.end();) {
-      const auto next = std::next(flight);
-      if (flight->work->done()) over.splice(over.end(), abandoned, flight);
-      flight = next;
-    }
-  }
-};
-
-/// A handle. One that goes before its operation is over leaves the arrays to the communicator.
-class PyWork {
- public:
-  PyWork(std::shared_ptr<Shared> shared, Flight flight)
-      : shared_(std::move(shared)), flight_(std::move(flight)) {}
-  PyWork(const PyWork&) = delete;
-  PyWork& operator=(const PyWork&) = delete;
-  ~PyWork() {
-    if (!flight_.work->done()) shared_->abandoned.push_back(std::move(flight_));
-  }
-
-  bool done() const { return flight_.work->done(); }
-
-  py::object wait(const std::optional<double>& timeout) {
-    const milliseconds limit = seconds(timeout);
-    with_signals([&](const auto& interrupted) { flight_.work->wait(limit, interrupted); });
-    return flight_.result;
-  }
-
- private:
-  std::shared_ptr<Shared> shared_;
-  Flight flight_;
-};
 
 struct Settings {
   std::optional<std::string> wire;
@@ -222,23 +100,22 @@ class PyCommunicator {
         input.is_none() ? nullptr : std::make_unique<ArrayView>(input, false, settings.stream);
     auto out =
         output.is_none() ? nullptr : std::make_unique<ArrayView>(output, true, settings.stream);
-    if (place_of(collective, in.get(), out.get()).on_device) {
-      throw usage_error("no CUDA device: this build has no CUDA part");
-    }
+    const ArrayPlace place = place_of(collective, in.get(), out.get());
     Operation operation;
     operation.collective = collective;
     operation.op = op_by_name(op);
     operation.factor = factor;
     operation.root = root;
-    operation.timeout = seconds(settings.timeout);
+    operation.timeout = milliseconds_of(settings.timeout);
     if (settings.wire) operation.wire = wire_by_name(*settings.wire);
     if (settings.algorithm) operation.algorithm = *settings.algorithm;
     describe_buffers(operation, in.get(), out.get());
     const py::object result = output.is_none() ? input : output;
+    Flight flight{nullptr, 0, std::move(in), std::move(out), result};
+    shared_->sweep();
+    if (place.on_device) return run_on_device(operation, place, std::move(flight), settings);
     if (settings.async_op) {
-      shared_->sweep();
-      auto work = communicator().submit(operation);
-      Flight flight{std::move(work), std::move(in), std::move(out), result};
+      flight.work = communicator().submit(operation);
       return py::cast(std::make_unique<PyWork>(shared_, std::move(flight)));
     }
     with_signals([&](const auto& interrupted) {
@@ -248,10 +125,21 @@ class PyCommunicator {
     return result;
   }
 
+  /// Waits for what was given to a device so far.
+  void synchronize(const std::optional<double>& timeout) {
+    const std::chrono::milliseconds limit = milliseconds_of(timeout);
+    const uint64_t last = last_ticket_;
+    if (last == 0) return;
+    with_signals([&](const auto& interrupted) {
+      wait_for_ticket(communicator(), last, limit, interrupted);
+    });
+    shared_->sweep();
+  }
+
   void barrier(const std::optional<double>& timeout) {
     Operation operation;
     operation.collective = Collective::kBarrier;
-    operation.timeout = seconds(timeout);
+    operation.timeout = milliseconds_of(timeout);
     with_signals([&](const auto& interrupted) {
       operation.interrupted = interrupted;
       communicator().run(operation);
@@ -264,6 +152,23 @@ class PyCommunicator {
   }
 
  private:
+  /// Enqueues the operation. The arrays are kept until it is over, as both protocols ask for, also
+  /// where the caller does not wait.
+  py::object run_on_device(const Operation& operation, const ArrayPlace& place, Flight flight,
+                           const Settings& settings) {
+    void* const stream = reinterpret_cast<void*>(settings.stream);
+    const int device = place.device >= 0 ? place.device : device_;
+    {
+      GilRelease release;
+      communicator().open_device(device, nullptr);
+      flight.ticket = communicator().enqueue(operation, stream);
+    }
+    device_ = device;
+    last_ticket_ = std::max(last_ticket_, flight.ticket);
+    auto work = std::make_unique<PyWork>(shared_, std::move(flight), settings.stream);
+    return settings.async_op ? py::cast(std::move(work)) : work->wait(std::nullopt, py::none());
+  }
+
   /// Where the arrays lie; both in one place.
   static ArrayPlace place_of(Collective collective, const ArrayView* in, const ArrayView* out) {
     if (in == nullptr) return out->place();
@@ -304,6 +209,8 @@ class PyCommunicator {
   }
 
   std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
+  int device_ = 0;  // the open one; taken for that of arrays that do not tell theirs
+  uint64_t last_ticket_ = 0;
 };
 
 py::dict stats(PyCommunicator& self) {
@@ -333,7 +240,7 @@ std::unique_ptr<PyCommunicator> make(int rank, int world, py::object store, cons
     options.wire_on_all_links = *wire_links == "all";
   }
   if (transport) options.transport = *transport;
-  if (timeout) options.timeout = seconds(timeout);
+  if (timeout) options.timeout = milliseconds_of(timeout);
   return std::make_unique<PyCommunicator>(rank, world, std::move(store), options);
 }
 
@@ -350,7 +257,8 @@ py::list environment_list() {
 void bind_communicator(py::module_& module) {
   py::class_<PyWork>(module, "Work", "The handle of an asynchronous collective.")
       .def("done", &PyWork::done)
-      .def("wait", &PyWork::wait, py::arg("timeout") = py::none());
+      .def("wait", &PyWork::wait, py::arg("timeout") = py::none(), py::arg("stream") = py::none())
+      .def("synchronize", &PyWork::synchronize, py::arg("timeout") = py::none());
 
   py::class_<Settings>(module, "Settings", "What one call may choose for itself.")
       .def(py::init([](std::optional<std::string> wire, std::optional<std::string> algorithm,
@@ -380,6 +288,7 @@ void bind_communicator(py::module_& module) {
       .def_property_readonly("rank", &PyCommunicator::rank)
       .def_property_readonly("world_size", &PyCommunicator::world)
       .def("barrier", &PyCommunicator::barrier, py::arg("timeout") = py::none())
+      .def("synchronize", &PyCommunicator::synchronize, py::arg("timeout") = py::none())
       .def("stats", &stats)
       .def("geometry", &PyCommunicator::geometry, py::arg("lane"))
       .def("choice", choice, py::arg("collective"), py::arg("count"), py::arg("dtype"),

@@ -6,6 +6,7 @@ import gc
 import sys
 import threading
 import weakref
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -315,6 +316,23 @@ def test_mixed_places(alone: Communicator) -> None:
     with pytest.raises(UsageError, match="input lies on CUDA device 1, output on CUDA device 2"):
         alone.all_reduce(first, out=second)
     assert (first.released, second.released) == (1, 1)
+
+
+def test_without_a_device(alone: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DPCOMM_CUDA_LIBRARY", raising=False)
+    if _has_a_device():
+        pytest.skip("there is a device")
+    array = DLPackArray(ADDRESS, (2,))
+    for async_op in (False, True):
+        with pytest.raises(UsageError, match="no CUDA device: "):
+            alone.all_reduce(array, async_op=async_op)
+    assert array.released == 4  # as input and as output
+    alone.all_reduce(np.ones(2))  # it goes on
+    alone.synchronize()
+
+
+def _has_a_device() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def test_a_refused_array_on_a_device_is_not_held(alone: Communicator) -> None:
