@@ -20,6 +20,7 @@ constinit thread_local Thread* self = nullptr;
 
 namespace {
 
+constexpr int kSharedVariables = 16;
 constexpr size_t kSharedBytes = size_t{48} << 10;  // what a device grants without being asked
 constexpr uint64_t kIdleBeforeRest = 64;  // sweeps without progress, then others get the core
 constexpr int32_t kForLong = INT32_MAX;
@@ -86,9 +87,8 @@ struct Warp {
 };
 
 struct SharedVariable {
-  const void* key;
-  size_t bytes;
-  char* place;
+  const void* key = nullptr;
+  char* place = nullptr;
 };
 
 /// How a block behaves for a while.
@@ -102,7 +102,7 @@ struct Mood {
 struct Block {
   Grid* grid = nullptr;
   std::vector<Fiber, PageAllocator<Fiber>> fibers;
-  std::vector<uint32_t> ready, batch;
+  std::vector<uint32_t> ready, batch;  // never grow in a fiber: ThreadSanitizer sees memmove()
   std::vector<Warp, PageAllocator<Warp>> warps;
   Barrier barrier;
   uint32_t over = 0;
@@ -113,7 +113,7 @@ struct Block {
   char* stacks = nullptr;
   char* shared = nullptr;
   size_t shared_used = 0;
-  std::vector<SharedVariable> variables;
+  SharedVariable variables[kSharedVariables] = {};
   RankCounts* counts = nullptr;
 };
 
@@ -206,6 +206,8 @@ struct World::Impl {
     std::memset(block->shared, 0xa5, kSharedBytes);
     block->warps.resize(launch.threads / 32);
     block->fibers.resize(launch.threads);
+    block->ready.reserve(launch.threads);
+    block->batch.reserve(launch.threads);
     for (uint32_t i = 0; i < launch.threads; ++i) {
       Fiber& fiber = block->fibers[i];
       fiber.thread = i;
@@ -447,7 +449,7 @@ struct World::Impl {
     const std::string what = map != nullptr
                                  ? map->describe(fiber.polled, fiber.seen)
                                  : text_of("%#llx = %llu", uintptr_t(fiber.polled), fiber.seen);
-    return "poll " + what;
+    return "polling " + what;
   }
 
   std::string report() const {
@@ -677,13 +679,15 @@ const uint32_t* warp_exchange(uint32_t value) {
 
 void* shared_memory(const void* key, size_t bytes, size_t alignment) {
   Block& block = *fiber().block;
-  for (const SharedVariable& variable : block.variables) {
-    if (variable.key == key) return variable.place;
+  SharedVariable* variable = block.variables;
+  for (; variable->key != nullptr; ++variable) {
+    if (variable->key == key) return variable->place;
   }
+  if (variable == block.variables + kSharedVariables - 1) fail("too many shared variables");
   const size_t at = (block.shared_used + alignment - 1) / alignment * alignment;
   if (at + bytes > kSharedBytes) fail("more than 48 KiB of shared memory");
   block.shared_used = at + bytes;
-  block.variables.push_back(SharedVariable{key, bytes, block.shared + at});
+  *variable = SharedVariable{key, block.shared + at};
   return block.shared + at;
 }
 

@@ -1,0 +1,168 @@
+"""Compiles the executables of the emulation with g++, into build/emulated/ and only where needed.
+
+An object is known by a hash of all that goes into it, so that nothing stale is ever used and that a
+planted fault costs only the objects that it changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+OUTPUT = ROOT / "build" / "emulated"
+INCLUDES = (ROOT / "csrc", HERE / "runtime", HERE / "driver")
+RUNTIME = (HERE / "runtime" / "emulator.cc", HERE / "runtime" / "memory.cc")
+DRIVER = tuple(
+    HERE / "driver" / f"{name}.cc" for name in ("main", "case", "ranks", "staging_names")
+)
+PLAN = (ROOT / "csrc" / "cuda" / "layout.cc", ROOT / "csrc" / "cuda" / "launch_plan.cc")
+FLAGS = (
+    "-std=c++20",
+    "-O1",
+    "-g1",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-Wall",
+    "-Wextra",
+)
+COMPILE_TIMEOUT_S = 600
+JOBS = 2
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One executable."""
+
+    kernels: tuple[Path, ...]
+    """Sources that define the kernels and find_kernel()."""
+    thread_sanitizer: bool = False
+    includes: tuple[Path, ...] = ()
+    """Looked at before the real ones: planted faults."""
+    flags: tuple[str, ...] = ()
+    quiet: bool = False
+    """Warnings of the kernels are not shown (code that was made by a translator)."""
+
+
+def compiler() -> str:
+    return os.environ.get("CXX") or shutil.which("g++") or "c++"
+
+
+@functools.cache
+def compiler_version() -> str:
+    return subprocess.run(
+        [compiler(), "--version"], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """One process at a time."""
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    with (OUTPUT / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def run_compiler(command: Sequence[str]) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout
+
+
+def digest(*parts: str | bytes) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "little") + data)
+    return total.hexdigest()[:24]
+
+
+def compiled(source: Path, flags: Sequence[str]) -> Path:
+    """The object of one source."""
+    rule = run_compiler([compiler(), *flags, "-MM", str(source)])
+    names = re.sub(r"\\\n", " ", rule).split(":", 1)[1].split()
+    contents = [Path(name).read_bytes() for name in names]
+    # Where a file lies does not matter, only what is in it; the includes are therefore left out.
+    kept = [flag for flag in flags if not flag.startswith("-I")]
+    key = digest(compiler_version(), " ".join(kept), *contents)
+    target = OUTPUT / "objects" / f"{source.stem}-{key}.o"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(f".{os.getpid()}.{abs(hash(str(source)))}.tmp.o")
+        run_compiler([compiler(), *flags, "-c", str(source), "-o", str(partial)])
+        partial.rename(target)
+    return target
+
+
+def build(variant: Variant) -> Path:
+    """The executable of a variant."""
+    includes = [f"-I{path}" for path in (*variant.includes, *INCLUDES)]
+    plain = [*FLAGS, *includes, *variant.flags]
+    checked = [*plain, "-fsanitize=thread"] if variant.thread_sanitizer else plain
+    # The scheduler is not what is under test, and switches stacks.
+    scheduler = [*plain, "-O2"]
+    if variant.thread_sanitizer:
+        scheduler.append("-DDPCOMM_EMULATED_TSAN")
+    kernels = [*checked, "-w"] if variant.quiet else checked
+    work = [(source, scheduler) for source in RUNTIME]
+    work += [(source, plain) for source in (*DRIVER, *PLAN)]
+    work += [(source, kernels) for source in variant.kernels]
+    with locked("build"), ThreadPoolExecutor(JOBS) as pool:
+        objects = list(pool.map(lambda item: compiled(*item), work))
+        key = digest(compiler_version(), *(path.name for path in objects))
+        executable = OUTPUT / f"emulate-{key}"
+        if not executable.exists():
+            partial = executable.with_suffix(f".{os.getpid()}.tmp")
+            link = ["-fsanitize=thread"] if variant.thread_sanitizer else []
+            run_compiler([compiler(), *link, *map(str, objects), "-o", str(partial)])
+            partial.rename(executable)
+    return executable
+
+
+SOURCE_KERNELS = (HERE / "driver" / "source_kernels.cc",)
+
+
+def source_path(thread_sanitizer: bool = False) -> Path:
+    """The kernels as g++ compiles them from csrc/cuda."""
+    return build(Variant(SOURCE_KERNELS, thread_sanitizer))
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A fault: exact pieces of text in files below csrc, each of which has to occur once."""
+
+    name: str
+    changes: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    """file -> (old, new), ..."""
+
+    def write(self) -> Path:
+        """A folder to put before csrc among the includes."""
+        texts = {}
+        for file, pairs in self.changes.items():
+            text = (ROOT / "csrc" / file).read_text()
+            for old, new in pairs:
+                if text.count(old) != 1:
+                    raise ValueError(f"{self.name}: {old!r} is not (once) in {file}")
+                text = text.replace(old, new)
+            texts[file] = text
+        folder = OUTPUT / "planted" / f"{self.name}-{digest(*texts.keys(), *texts.values())}"
+        for file, text in texts.items():
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return folder
