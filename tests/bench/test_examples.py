@@ -52,6 +52,12 @@ def test_the_numpy_example(tmp_path: Path) -> None:
     assert "y = 3.0" in done.stdout or "y = 2.9" in done.stdout
 
 
+def test_the_cupy_example(tmp_path: Path) -> None:
+    done = run("examples/communicator_cupy.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to show: " in done.stdout or "same on all ranks: True" in done.stdout
+
+
 def test_the_demo_writes_a_table_and_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
