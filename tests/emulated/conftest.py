@@ -1,6 +1,31 @@
-"""Helpers of these tests are modules beside them."""
+"""Executables of the emulation, built once a run."""
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+import variants
+from emulate import Emulation
+
+
+@pytest.fixture(scope="session")
+def sample() -> Emulation:
+    """The emulator's own small kernel."""
+    return Emulation(variants.build(variants.Variant((variants.SAMPLE,))))
+
+
+@pytest.fixture(scope="session")
+def source() -> Emulation:
+    """The kernels as g++ compiles them."""
+    return Emulation(variants.source_path())
+
+
+@pytest.fixture(scope="session")
+def source_threads() -> Emulation:
+    """The same under ThreadSanitizer."""
+    return Emulation(variants.source_path(thread_sanitizer=True), thread_sanitizer=True)

@@ -134,6 +134,7 @@ def build(variant: Variant) -> Path:
     return executable
 
 
+SAMPLE = HERE / "driver" / "sample_kernels.cc"
 SOURCE_KERNELS = (HERE / "driver" / "source_kernels.cc",)
 
 
