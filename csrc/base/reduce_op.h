@@ -4,7 +4,6 @@
 #include <cstdint>
 
 #include "base/dtype.h"
-#include "base/macros.h"
 
 namespace dpcomm {
 
@@ -28,7 +27,7 @@ constexpr const char* name(ReduceOp op) {
 }
 
 /// The operator that combines two contributions: SUM for AVG and PREMUL_SUM, else itself.
-DPCOMM_HD constexpr ReduceOp combiner(ReduceOp op) {
+constexpr ReduceOp combiner(ReduceOp op) {
   return op == ReduceOp::kAvg || op == ReduceOp::kPremulSum ? ReduceOp::kSum : op;
 }
 

@@ -566,9 +566,11 @@ const Region* checked(const void* place, uint32_t size, const char* what) {
 
 }  // namespace
 
-void check_data(const void* place, uint32_t size, bool write) {
+bool check_data(const void* place, uint32_t size, bool write) {
   const Region* region = checked(place, size, write ? "store" : "load");
-  if (region == nullptr || !world().options.count) return;
+  if (region == nullptr) return true;
+  const bool seen_by_others = region->kind != MemoryClass::kState;
+  if (!world().options.count) return seen_by_others;
   Fiber& f = fiber();
   const bool remote = region->owner != f.block->grid->launch.first_rank + int(f.block_y);
   AccessCounts& counts = f.block->counts->data[static_cast<int>(region->kind)][remote];
@@ -578,6 +580,7 @@ void check_data(const void* place, uint32_t size, bool write) {
   } else {
     ++(write ? counts.small_writes : counts.small_reads);
   }
+  return seen_by_others;
 }
 
 void before_flag(const void* place, uint32_t size, FlagAccess access, uint64_t) {
