@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "base/macros.h"
 
 namespace dpcomm {
 
@@ -27,7 +28,7 @@ constexpr const char* name(ReduceOp op) {
 }
 
 /// The operator that combines two contributions: SUM for AVG and PREMUL_SUM, else itself.
-constexpr ReduceOp combiner(ReduceOp op) {
+DPCOMM_HD constexpr ReduceOp combiner(ReduceOp op) {
   return op == ReduceOp::kAvg || op == ReduceOp::kPremulSum ? ReduceOp::kSum : op;
 }
 

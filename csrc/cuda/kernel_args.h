@@ -17,6 +17,7 @@
 
 #include "base/macros.h"
 #include "schedule/collective.h"
+#include "wire/wire_format.h"
 
 namespace dpcomm {
 
@@ -25,7 +26,8 @@ inline constexpr int kMaxDeviceRanks = 64;     ///< of a communicator on devices
 inline constexpr int kMaxVirtualRanks = 16;    ///< in one launch (gridDim.y)
 inline constexpr int kMaxThreads = 512;        ///< of a block; a multiple of 32
 inline constexpr int kPacketDataBytes = 12;    ///< of the 16 bytes of a packet; then its epoch
-inline constexpr int kPacketTileElems = 2048;  ///< elements that a block sends as packets at once
+inline constexpr int kPacketThreads = 256;     ///< of a block of a packet kernel, at most
+inline constexpr int kPacketTileBytes = 1024;  ///< of payload that a warp sends as packets at once
 inline constexpr int kLookEvery = 1024;        ///< polls between two looks at the abort word
 inline constexpr int kRecordAfter = 1 << 16;   ///< polls after which a wait is recorded
 
@@ -116,6 +118,12 @@ struct KernelArgs {
   const void* input[kMaxVirtualRanks];  ///< by blockIdx.y
   void* output[kMaxVirtualRanks];
 };
+
+/// Elements that a warp sends as packets at once: kPacketTileBytes of payload, but int8 has one
+/// block-scaled tile of 512.
+DPCOMM_HD constexpr uint64_t packet_tile_elems(WireFormat wire, size_t elem_bytes) {
+  return wire == WireFormat::kNative ? kPacketTileBytes / elem_bytes : 512;
+}
 
 /// The part of `count` elements (of each block, where is_blocked) that CTA `cta` of `ctas` works
 /// on.

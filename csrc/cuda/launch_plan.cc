@@ -68,9 +68,9 @@ int choose_ctas(size_t bytes, int most) {
 
 size_t packets_needed(WireFormat wire, Dtype dtype, size_t count, int ctas) {
   const size_t grain = std::max<size_t>(kGrainBytes / size_bytes(dtype), block_elems(wire));
-  const size_t tiles =
-      (cta_part(count, grain, ctas, 0).count + kPacketTileElems - 1) / kPacketTileElems;
-  const size_t tile_bytes = wire_slice_bytes(wire, dtype, kPacketTileElems);
+  const size_t tile_elems = packet_tile_elems(wire, size_bytes(dtype));
+  const size_t tiles = (cta_part(count, grain, ctas, 0).count + tile_elems - 1) / tile_elems;
+  const size_t tile_bytes = wire_slice_bytes(wire, dtype, tile_elems);
   return ctas * tiles * ((tile_bytes + kPacketDataBytes - 1) / kPacketDataBytes);
 }
 

@@ -24,14 +24,14 @@ constexpr const char* name(Collective collective) {
   return kNames[static_cast<int>(collective)];
 }
 
-constexpr bool reduces(Collective collective) {
+DPCOMM_HD constexpr bool reduces(Collective collective) {
   return collective == Collective::kAllReduce || collective == Collective::kReduce ||
          collective == Collective::kReduceScatter;
 }
 
 /// True where chunk c of a round lies in rank c's block of a tensor of world_size blocks
 /// (all-gather's output, reduce-scatter's input); false where chunks divide the tensor itself.
-constexpr bool is_blocked(Collective collective) {
+DPCOMM_HD constexpr bool is_blocked(Collective collective) {
   return collective == Collective::kAllGather || collective == Collective::kReduceScatter;
 }
 
@@ -69,12 +69,28 @@ class Partition {
   /// Elements of slice `slice` of chunk `chunk` in `round`, counted from the start of the tensor
   /// (flat) or of the chunk's block (blocked). May be empty.
   DPCOMM_HD Range slice(size_t round, int chunk, int slice) const {
-    const size_t base = round * round_elems();
-    const size_t left = count_ - base < round_elems() ? count_ - base : round_elems();
-    const size_t per_chunk = divide_up(left, chunks_);
-    const Range in_round = part(left, per_chunk, blocked_ ? 0 : chunk);
-    const Range in_chunk = part(in_round.count, divide_up(per_chunk, slices_), slice);
-    return Range{base + in_round.first + in_chunk.first, in_chunk.count};
+    return this->slice(this->round(round), chunk, slice);
+  }
+
+  /// What all slices of a round share: the divisions are done here.
+  struct Round {
+    size_t base = 0;  ///< its first element
+    size_t left = 0;  ///< elements from there on, at most those of a round
+    size_t per_chunk = 0;
+    size_t per_slice = 0;
+  };
+  DPCOMM_HD Round round(size_t index) const {
+    Round round;
+    round.base = index * round_elems();
+    round.left = count_ - round.base < round_elems() ? count_ - round.base : round_elems();
+    round.per_chunk = divide_up(round.left, chunks_);
+    round.per_slice = divide_up(round.per_chunk, slices_);
+    return round;
+  }
+  DPCOMM_HD Range slice(const Round& round, int chunk, int slice) const {
+    const Range in_round = part(round.left, round.per_chunk, blocked_ ? 0 : chunk);
+    const Range in_chunk = part(in_round.count, round.per_slice, slice);
+    return Range{round.base + in_round.first + in_chunk.first, in_chunk.count};
   }
 
   DPCOMM_HD size_t slot_elems() const { return slot_elems_; }

@@ -67,13 +67,7 @@ class DoubleTreeAllReduce {
   DPCOMM_HD uint8_t up_lane() const { return static_cast<uint8_t>(kFirstLane + 2 * tree_); }
   DPCOMM_HD uint8_t down_lane() const { return static_cast<uint8_t>(up_lane() + 1); }
 
-  DPCOMM_HD Peers children() const {
-    Peers peers;
-    for (int32_t child : node_.children) {
-      if (child >= 0) peers.add(child);
-    }
-    return peers;
-  }
+  DPCOMM_HD Peers children() const { return Peers::of(node_.children[0], node_.children[1]); }
 
   DPCOMM_HD void go_up(Step& step) const {
     const bool root = node_.is_root();

@@ -49,13 +49,7 @@ class HeapWalk {
   DPCOMM_HD Peers parent() const {
     return node_.is_root() ? Peers::none() : Peers::one(node_.parent);
   }
-  DPCOMM_HD Peers children() const {
-    Peers peers;
-    for (int32_t child : node_.children) {
-      if (child >= 0) peers.add(child);
-    }
-    return peers;
-  }
+  DPCOMM_HD Peers children() const { return Peers::of(node_.children[0], node_.children[1]); }
 
   TreeNode node_;
   int32_t slices_;

@@ -42,7 +42,15 @@ class Peers {
   static constexpr int kMaxListed = 3;
 
   DPCOMM_HD static Peers none() { return Peers(); }
-  DPCOMM_HD static Peers one(int32_t a) { return Peers().add(a); }
+  DPCOMM_HD static Peers one(int32_t a) { return of(a, -1); }
+  /// Those of the two that are ranks; -1 stands for nobody.
+  DPCOMM_HD static Peers of(int32_t a, int32_t b) {
+    Peers peers;
+    peers.at_[0] = a >= 0 ? a : b;
+    peers.at_[1] = b;
+    peers.count_ = (a >= 0) + (b >= 0);
+    return peers;
+  }
   /// Every rank but `self`.
   DPCOMM_HD static Peers others(int32_t self, int32_t world) {
     Peers peers;
@@ -79,12 +87,19 @@ class Peers {
       case kOthers:
         return i < at_[0] ? i : i + 1;
       default: {
-        const int64_t distance = int64_t{1} << (at_[2] + i);
-        const int64_t world = at_[1];
-        const int64_t to = at_[0] + (form_ == kPowersUp ? distance : -distance);
-        return static_cast<int32_t>((to % world + world) % world);
+        const int32_t distance = (int32_t{1} << (at_[2] + i)) % at_[1];
+        const int32_t to = at_[0] + (form_ == kPowersUp ? distance : at_[1] - distance);
+        return to < at_[1] ? to : to - at_[1];
       }
     }
+  }
+
+  /// How many of the peers have a rank below `rank`.
+  DPCOMM_HD int32_t below(int32_t rank) const {
+    if (form_ == kOthers) return rank <= at_[0] ? rank : rank - 1;
+    int32_t found = 0;
+    for (int32_t i = 0; i < count_; ++i) found += (*this)[i] < rank;
+    return found;
   }
 
  private:

@@ -34,7 +34,7 @@ struct Wide<int64_t> {
 /// MIN and MAX: NaN propagates, and -0 counts as less than +0, so the bits do not depend on the
 /// order of the operands. Equal values other than zeros have equal bits: or and and keep them.
 template <ReduceOp op, class T, class Bits>
-inline T extreme(T a, T b, Bits nan) {
+DPCOMM_HD inline T extreme(T a, T b, Bits nan) {
   const Bits a_bits = bits_as<Bits>(a);
   const Bits b_bits = bits_as<Bits>(b);
   const bool first = op == ReduceOp::kMin ? a < b : a > b;
@@ -45,24 +45,28 @@ inline T extreme(T a, T b, Bits nan) {
 }
 
 template <ReduceOp op, class T, class Bits>
-inline T combined_floating(T a, T b, Bits nan) {
-  if constexpr (op == ReduceOp::kSum) return a + b;
-  if constexpr (op == ReduceOp::kProduct) return a * b;
-  if constexpr (op == ReduceOp::kMin || op == ReduceOp::kMax) return extreme<op>(a, b, nan);
+DPCOMM_HD inline T combined_floating(T a, T b, Bits nan) {
+  if constexpr (op == ReduceOp::kSum) {
+    return a + b;
+  } else if constexpr (op == ReduceOp::kProduct) {
+    return a * b;
+  } else {
+    return extreme<op>(a, b, nan);
+  }
 }
 
 template <ReduceOp op>
-inline float combined(float a, float b) {
+DPCOMM_HD inline float combined(float a, float b) {
   return combined_floating<op>(a, b, kNan32);
 }
 
 template <ReduceOp op>
-inline double combined(double a, double b) {
+DPCOMM_HD inline double combined(double a, double b) {
   return combined_floating<op>(a, b, kNan64);
 }
 
 template <ReduceOp op>
-inline Bool combined(Bool a, Bool b) {
+DPCOMM_HD inline Bool combined(Bool a, Bool b) {
   const bool x = a.value != 0;
   const bool y = b.value != 0;
   switch (op) {
@@ -78,7 +82,7 @@ inline Bool combined(Bool a, Bool b) {
 }
 
 template <ReduceOp op, class T>
-inline T combined(T a, T b) {
+DPCOMM_HD inline T combined(T a, T b) {
   using W = typename Wide<T>::type;
   switch (op) {
     case ReduceOp::kSum:
@@ -99,24 +103,29 @@ inline T combined(T a, T b) {
 }
 
 /// What a tensor of T stores for an accumulator.
-inline double as_stored(double x) { return canonical_nan(x); }
-inline Bool as_stored(Bool x) { return {static_cast<uint8_t>(x.value != 0)}; }
+DPCOMM_HD inline double as_stored(double x) { return canonical_nan(x); }
+DPCOMM_HD inline Bool as_stored(Bool x) { return {static_cast<uint8_t>(x.value != 0)}; }
 template <class T>
-inline T as_stored(T x) {
+DPCOMM_HD inline T as_stored(T x) {
   return x;
 }
 
 /// What an accumulator holds for an element of a tensor of T.
-inline Bool as_loaded(Bool x) { return as_stored(x); }
+DPCOMM_HD inline Bool as_loaded(Bool x) { return as_stored(x); }
 template <class T>
-inline T as_loaded(T x) {
+DPCOMM_HD inline T as_loaded(T x) {
   return x;
 }
 
 /// The quotient by a positive divisor, toward zero for integers.
-inline double quotient(double x, int64_t divisor) { return x / static_cast<double>(divisor); }
+DPCOMM_HD inline float quotient(float x, int64_t divisor) {
+  return x / static_cast<float>(divisor);
+}
+DPCOMM_HD inline double quotient(double x, int64_t divisor) {
+  return x / static_cast<double>(divisor);
+}
 template <class T>
-inline T quotient(T x, int64_t divisor) {
+DPCOMM_HD inline T quotient(T x, int64_t divisor) {
   return static_cast<T>(static_cast<int64_t>(x) / divisor);
 }
 

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "base/macros.h"
+
 namespace dpcomm {
 namespace {
 
@@ -19,31 +21,31 @@ inline constexpr uint16_t kNanBf16 = 0x7fc0;
 
 /// The value of type T at p, which may have any alignment.
 template <class T>
-inline T load_as(const void* p) {
+DPCOMM_HD inline T load_as(const void* p) {
   T value;
   std::memcpy(&value, p, sizeof(T));
   return value;
 }
 
 template <class T>
-inline void store_as(void* p, T value) {
+DPCOMM_HD inline void store_as(void* p, T value) {
   std::memcpy(p, &value, sizeof(T));
 }
 
 /// The bits of `from` as a value of type To.
 template <class To, class From>
-inline To bits_as(From from) {
+DPCOMM_HD inline To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   std::memcpy(&to, &from, sizeof(To));
   return to;
 }
 
-inline float canonical_nan(float x) { return x == x ? x : bits_as<float>(kNan32); }
-inline double canonical_nan(double x) { return x == x ? x : bits_as<double>(kNan64); }
+DPCOMM_HD inline float canonical_nan(float x) { return x == x ? x : bits_as<float>(kNan32); }
+DPCOMM_HD inline double canonical_nan(double x) { return x == x ? x : bits_as<double>(kNan64); }
 
 /// Bits of a float rounded to fp16, to nearest even; overflow gives Inf, NaN the canonical one.
-inline uint16_t fp16_of(uint32_t bits) {
+DPCOMM_HD inline uint16_t fp16_of(uint32_t bits) {
   const uint32_t sign = (bits >> 16) & 0x8000;
   const uint32_t magnitude = bits & kMagnitude32;
   if (magnitude > kInfinity32) return kNan16;
@@ -61,7 +63,7 @@ inline uint16_t fp16_of(uint32_t bits) {
 }
 
 /// The float of fp16 bits; exact. A signalling NaN becomes quiet, as the hardware does it.
-inline float float_of_fp16(uint16_t half) {
+DPCOMM_HD inline float float_of_fp16(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
   const uint32_t magnitude = half & 0x7fff;
   if (magnitude >= 0x7c00) {
@@ -74,20 +76,26 @@ inline float float_of_fp16(uint16_t half) {
 }
 
 /// Bits of a float rounded to bf16, to nearest even; overflow gives Inf, NaN the canonical one.
-inline uint16_t bf16_of(uint32_t bits) {
+DPCOMM_HD inline uint16_t bf16_of(uint32_t bits) {
   const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   return (bits & kMagnitude32) > kInfinity32 ? kNanBf16 : static_cast<uint16_t>(rounded);
 }
 
-inline float float_of_bf16(uint16_t brain) {
+DPCOMM_HD inline float float_of_bf16(uint16_t brain) {
   return bits_as<float>(static_cast<uint32_t>(brain) << 16);
 }
 
 /// 2^(biased - 127) for 1 <= biased <= 254.
-inline float power_of_two(uint32_t biased) { return bits_as<float>(biased << 23); }
+DPCOMM_HD inline float power_of_two(uint32_t biased) { return bits_as<float>(biased << 23); }
+
+/// The bits of a finite number's magnitude; 0 for Inf and NaN.
+DPCOMM_HD inline uint32_t finite_magnitude(float x) {
+  const uint32_t magnitude = bits_as<uint32_t>(x) & kMagnitude32;
+  return magnitude < kInfinity32 ? magnitude : 0;
+}
 
 /// The largest magnitude among the finite ones of n floats, as bits; 0 where there is none.
-inline uint32_t largest_finite_bits(const float* values, size_t n) {
+DPCOMM_HD inline uint32_t largest_finite_bits(const float* values, size_t n) {
   int32_t largest = 0;
   for (size_t i = 0; i < n; ++i) {
     const int32_t magnitude = static_cast<int32_t>(bits_as<uint32_t>(values[i]) & kMagnitude32);

@@ -4,17 +4,17 @@
 #pragma once
 
 #include "wire/codec.h"
+#include "wire/scale.h"
 #include "wire/vector_scalar.h"
 
 namespace dpcomm {
 namespace {
 
-/// Places in a slice of a block-scaled format.
+/// Walks over the blocks of a slice.
 template <size_t kBlock, size_t kElementBytes>
-struct BlockLayout {
-  static size_t blocks(size_t total) { return (total + kBlock - 1) / kBlock; }
-  static size_t header_bytes(size_t total) { return (blocks(total) + 15) / 16 * 16; }
-  static size_t slice_bytes(size_t total) { return header_bytes(total) + total * kElementBytes; }
+struct BlockLayout : BlockPlaces<kBlock, kElementBytes> {
+  using BlockPlaces<kBlock, kElementBytes>::blocks;
+  using BlockPlaces<kBlock, kElementBytes>::header_bytes;
 
   /// Calls body(exponent, payload, offset, count) for each block of elements [first, first + n):
   /// where its exponent byte and its payload lie, its offset from `first`, its number of elements.

@@ -16,16 +16,8 @@ namespace dpcomm {
 namespace {
 
 template <class V>
-struct Fp16Wire {
-  static constexpr size_t kBlock = block_elems(WireFormat::kFp16);
-  static constexpr uint32_t kLeastByte = 15;
-  static constexpr uint32_t kTopByte = 254;
-  static constexpr uint32_t kTopMagnitude = 0x7f7fe000;  // (1 - 2^-11) * 2^128
-  static constexpr uint32_t kHalfUnit = 0x1000;          // of 11 bits: carries into the exponent
+struct Fp16Wire : Fp16Scale {
   using Layout = BlockLayout<kBlock, 2>;
-
-  static float encoding_scale(uint32_t byte) { return power_of_two(268 - byte); }
-  static float decoding_scale(uint32_t byte) { return power_of_two(byte - 14); }
 
   static void load(void* acc, const void* base, size_t total, size_t first, size_t n) {
     float* to = static_cast<float*>(acc);
@@ -68,9 +60,7 @@ struct Fp16Wire {
   /// Writes the payload of one block; returns its exponent byte.
   static uint8_t encode(uint8_t* payload, const float* values, size_t count) {
     float bounded[kBlock];
-    const uint32_t largest = (largest_finite_bits(values, count) + kHalfUnit) >> 23;
-    const uint32_t bounded_below = largest > kLeastByte ? largest : kLeastByte;
-    const uint32_t byte = bounded_below < kTopByte ? bounded_below : kTopByte;
+    const uint32_t byte = byte_of(largest_finite_bits(values, count));
     if (byte == kTopByte) {
       for (size_t i = 0; i < count; ++i) bounded[i] = below_overflow(values[i]);
       values = bounded;
@@ -81,13 +71,6 @@ struct Fp16Wire {
       W::store_fp16(payload + 2 * i, W::mul(W::load(values + i), W::all(scale)));
     });
     return static_cast<uint8_t>(byte);
-  }
-
-  static float below_overflow(float x) {
-    const uint32_t bits = bits_as<uint32_t>(x);
-    const uint32_t magnitude = bits & kMagnitude32;
-    const bool bound = magnitude > kTopMagnitude && magnitude < kInfinity32;
-    return bits_as<float>(bound ? (bits & ~kMagnitude32) | kTopMagnitude : bits);
   }
 
   static constexpr Codec codec() {

@@ -11,30 +11,8 @@
 namespace dpcomm {
 namespace {
 
-struct Int8Wire {
-  static constexpr size_t kBlock = block_elems(WireFormat::kInt8);
-  static constexpr uint32_t kLeastByte = 7;
-  static constexpr int32_t kNonFinite = -128;
+struct Int8Wire : Int8Scale {
   using Layout = BlockLayout<kBlock, 1>;
-
-  static float encoding_scale(uint32_t byte) { return power_of_two(260 - byte); }
-  static float decoding_scale(uint32_t byte) { return power_of_two(byte - 6); }
-
-  static float decoded(uint8_t payload, float scale) {
-    const int32_t q = static_cast<int8_t>(payload);
-    const float x = static_cast<float>(q) * scale;
-    return q == kNonFinite ? bits_as<float>(kNan32) : x;
-  }
-
-  /// Adding 1.5 * 2^23 rounds a small number to nearest even and leaves it in the lowest bits.
-  static uint8_t encoded(float x, float scale) {
-    const float shifted = x * scale + 0x1.8p23f;
-    const int32_t rounded = static_cast<int32_t>(bits_as<uint32_t>(shifted) - 0x4b400000u);
-    const int32_t below = rounded < 127 ? rounded : 127;
-    const int32_t bounded = below > -127 ? below : -127;
-    const bool finite = (bits_as<uint32_t>(x) & kMagnitude32) < kInfinity32;
-    return static_cast<uint8_t>(finite ? bounded : kNonFinite);
-  }
 
   static void load(void* acc, const void* base, size_t total, size_t first, size_t n) {
     float* to = static_cast<float*>(acc);
@@ -69,8 +47,7 @@ struct Int8Wire {
 
   /// Writes the payload of one block; returns its exponent byte.
   static uint8_t encode(uint8_t* payload, const float* values, size_t count) {
-    const uint32_t largest = largest_finite_bits(values, count) >> 23;
-    const uint32_t byte = largest > kLeastByte ? largest : kLeastByte;
+    const uint32_t byte = byte_of(largest_finite_bits(values, count));
     const float scale = encoding_scale(byte);
     for (size_t i = 0; i < count; ++i) payload[i] = encoded(values[i], scale);
     return static_cast<uint8_t>(byte);

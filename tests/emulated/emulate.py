@@ -25,7 +25,6 @@ Array = npt.NDArray[Any]
 DEADLINE_S = 300.0
 BLOCKED = ("all_gather", "reduce_scatter")
 REDUCING = ("all_reduce", "reduce", "reduce_scatter")
-PACKET_TILE_ELEMS = 2048
 TSAN_EXIT = 66
 
 

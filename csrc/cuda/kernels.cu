@@ -1,0 +1,40 @@
+// The kernels as nvcc emits them: entry points with the names that cuda/launch_plan.h makes.
+#include "cuda/kernels.cuh"
+#include "cuda/kernels.h"
+#include "cuda/packets.cuh"
+
+#define DPCOMM_ENTRY(name, threads)                        \
+  extern "C" __global__ void __launch_bounds__(threads, 2) \
+      name(const __grid_constant__ dpcomm::KernelArgs args)
+
+#define DPCOMM_KERNEL(Element, Wire, element, wire)                                 \
+  DPCOMM_ENTRY(collective_##element##_##wire, dpcomm::kMaxThreads) {                \
+    dpcomm::gpu::run_schedule<dpcomm::gpu::Wire<dpcomm::gpu::Element>, true>(args); \
+  }                                                                                 \
+  DPCOMM_ENTRY(packets_##element##_##wire, dpcomm::kPacketThreads) {                \
+    dpcomm::gpu::run_packets<dpcomm::gpu::Wire<dpcomm::gpu::Element>>(args);        \
+  }
+#include "cuda/kernels.def"
+#undef DPCOMM_KERNEL
+
+DPCOMM_ENTRY(collective_bytes_native, dpcomm::kMaxThreads) {
+  dpcomm::gpu::run_schedule<dpcomm::gpu::Native<dpcomm::gpu::Bytes>, false>(args);
+}
+
+namespace dpcomm {
+
+const void* kernel_symbol(const KernelId& kernel) {
+  if (kernel == KernelId{DeviceElement::kBytes, WireFormat::kNative, false}) {
+    return reinterpret_cast<const void*>(&collective_bytes_native);
+  }
+#define DPCOMM_KERNEL(Element, Wire, element, wire)                                        \
+  if (kernel.element == DeviceElement::k##Element && kernel.wire == WireFormat::k##Wire) { \
+    return kernel.packets ? reinterpret_cast<const void*>(&packets_##element##_##wire)     \
+                          : reinterpret_cast<const void*>(&collective_##element##_##wire); \
+  }
+#include "cuda/kernels.def"
+#undef DPCOMM_KERNEL
+  return nullptr;
+}
+
+}  // namespace dpcomm

@@ -1,0 +1,276 @@
+// One-shot all-reduce by packets, for small messages: no slots, no flags, no fence. It is the
+// schedule OneShotAllReduce, and gives its bits. A packet is 16 bytes that arrive together: 12 of
+// data and the operation's epoch, which says that the data are there.
+//
+//   each warp, for each of its tiles (wire.cuh):
+//     encode the own elements into shared memory, as a slice of their own
+//     push the slice, cut into packets, to every peer's buffer [parity][own rank][packet]
+//     by ascending rank: poll the packets of a peer, put their data into shared memory, add;
+//                        the own slice at its place (so it counts as it was sent)
+//     round, write the output
+//
+// Warps do not meet before the end. A rank enters operation e only after operation e - 1 is
+// complete, for which every peer had to be through with operation e - 2: so two buffers, by parity
+// of the epoch, are enough. All ranks hear from all in each operation, or this would not hold.
+//
+// CTA c's packets lie one after the other from c * (packets of the largest part) on; a tile's begin
+// at its number times the packets of a whole tile.
+#pragma once
+
+#include "cuda/kernel_args.h"
+#include "cuda/platform.cuh"
+#include "cuda/primitives.cuh"
+#include "cuda/wait.cuh"
+#include "schedule/one_shot.h"
+
+namespace dpcomm::gpu {
+
+/// What a warp keeps of slices: the own one and those of a batch of peers.
+struct alignas(16) PacketRoom {
+  static constexpr int kBatch = 4;
+  static constexpr uint32_t kBytes = 1056;  // of the largest slice of a tile, in whole packets
+  unsigned char own[kBytes];
+  unsigned char source[kBatch][kBytes];
+};
+
+/// What the block knows. In shared memory.
+struct PacketBlock {
+  Command command;
+  RankState rank;
+  uint32_t epoch;
+  uint64_t first_packet;           ///< of the CTA
+  bool left[kPacketThreads / 32];  ///< by warp: it saw the abort
+  PacketRoom room[kPacketThreads / 32];
+};
+
+template <class Wire>
+class PacketKernel {
+ public:
+  using Schedule = OneShotAllReduce;
+  using Bytes = Primitives<Wire>;
+  using Acc = typename Bytes::Acc;
+  static constexpr uint32_t kVec = Bytes::kVec;
+  static constexpr uint32_t kVectors = Bytes::kVectors;
+  static constexpr uint32_t kTile = Bytes::kTile;
+  static constexpr uint32_t kPackets =  // of a whole tile
+      (Wire::slice_bytes(kTile) + kPacketDataBytes - 1) / kPacketDataBytes;
+  static_assert(kPackets * kPacketDataBytes <= PacketRoom::kBytes);
+  static_assert(kTile == packet_tile_elems(Wire::kFormat, Wire::Element::kBytes));
+
+  DPCOMM_DEVICE PacketKernel(PacketBlock& block, const KernelArgs& args)
+      : block_(block), args_(args), room_(block.room[warp_in_block()]) {}
+
+  /// Thread 0, before all else.
+  DPCOMM_DEVICE void begin() {
+    load_struct(block_.rank, args_.ranks + block_y());
+    const RankState& rank = block_.rank;
+    const int cta = static_cast<int>(block_x());
+    const Range part = cta_part(args_.count, args_.grain, args_.ctas, cta);
+    const uint64_t largest = cta_part(args_.count, args_.grain, args_.ctas, 0).count;
+    block_.first_packet = cta * ((largest + kTile - 1) / kTile) * kPackets;
+    block_.epoch = load_one<uint32_t>(rank.packet_epoch + cta) + 1;
+    Command& command = block_.command;
+    const ReduceOp op = static_cast<ReduceOp>(args_.op);
+    const char* input = static_cast<const char*>(args_.input[block_y()]);
+    char* output = static_cast<char*>(args_.output[block_y()]);
+    command.own = input + part.first * Wire::Element::kBytes;
+    command.output = output + part.first * Wire::Element::kBytes;
+    command.elems = static_cast<uint32_t>(part.count);
+    command.op = combiner(op);
+    command.premultiply = op == ReduceOp::kPremulSum;
+    command.divisor = op == ReduceOp::kAvg ? rank.world : 0;
+    command.factor = args_.factor;
+    const uint64_t used =
+        reinterpret_cast<uint64_t>(command.own) | reinterpret_cast<uint64_t>(command.output);
+    command.aligned = used % 16 == 0;
+  }
+
+  /// All threads: the warp's tiles. False: the operation is aborted.
+  DPCOMM_DEVICE bool run() {
+    const uint32_t elems = block_.command.elems;
+    for (uint32_t at = warp_in_block() * kTile; at < elems; at += warps_in_block() * kTile) {
+      const bool whole = block_.command.aligned && at + kTile <= elems;
+      if (!(whole ? run_tile<true>(at) : run_tile<false>(at))) return false;
+    }
+    return true;
+  }
+
+  /// Thread 0, after all else: the epoch of this CTA, and of those that the operation has not.
+  DPCOMM_DEVICE void end() {
+    for (uint32_t warp = 0; warp < warps_in_block(); ++warp) {
+      if (block_.left[warp]) return;
+    }
+    const RankState& rank = block_.rank;
+    const int cta = static_cast<int>(block_x());
+    store_one(rank.packet_epoch + cta, block_.epoch);
+    if (cta != 0) return;
+    for (int i = args_.ctas; i < rank.max_ctas; ++i) store_one(rank.packet_epoch + i, block_.epoch);
+  }
+
+ private:
+  /// Packet 0 of a tile of `source` in the buffer of `owner`.
+  DPCOMM_DEVICE char* packets_at(int owner, int source, uint64_t packet) const {
+    const RankState& rank = block_.rank;
+    const uint64_t buffer = uint64_t{block_.epoch % 2} * rank.world + source;
+    char* base = reinterpret_cast<char*>(
+        load_one<uint64_t>(reinterpret_cast<const char*>(rank.packets + owner)));
+    return base + (buffer * rank.packet_capacity + packet) * sizeof(Vec16);
+  }
+
+  template <bool kWhole>
+  DPCOMM_DEVICE bool run_tile(uint32_t tile) {
+    const Command& command = block_.command;
+    const int own = block_.rank.rank;
+    const uint32_t elems = existing(command.elems, tile, kTile);
+    const uint32_t packets = (Wire::slice_bytes(elems) + kPacketDataBytes - 1) / kPacketDataBytes;
+    const uint64_t first = block_.first_packet + tile / kTile * uint64_t{kPackets};
+    Acc sum[kVectors][kVec];
+    encode_own<kWhole>(tile, sum);
+    warp_sync();  // the own slice is whole
+    push(first, packets);
+    DPCOMM_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      DPCOMM_UNROLL
+      for (uint32_t i = 0; i < kVec; ++i) sum[j][i] = identity<Acc>(command.op);
+    }
+    DPCOMM_NO_UNROLL
+    for (int part = 0; part < 2; ++part) {  // the ranks below, oneself, the ranks above
+      const int from = part == 0 ? 0 : own + 1;
+      const int to = part == 0 ? own : block_.rank.world;
+      for (int source = from; source < to; source += PacketRoom::kBatch) {
+        const int batch = to - source < PacketRoom::kBatch ? to - source : PacketRoom::kBatch;
+        if (any_in_warp(!pull(source, batch, first, packets, tile / kTile))) return false;
+        warp_sync();  // the slices are whole
+        DPCOMM_NO_UNROLL
+        for (int b = 0; b < batch; ++b) add(room_.source[b], sum);
+        warp_sync();  // they are read
+      }
+      if (part == 0) add(room_.own, sum);
+    }
+    if (command.divisor != 0) Bytes::divide(sum, command.divisor);
+    DPCOMM_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      const uint32_t at = tile + (j * 32 + lane_in_warp()) * kVec;
+      Bytes::template store_output<kWhole>(command, at, existing(command.elems, at, kVec), sum[j]);
+    }
+    return true;
+  }
+
+  static DPCOMM_DEVICE Vec16& vector_at(unsigned char* slice, uint32_t j) {
+    return reinterpret_cast<Vec16*>(slice + Wire::header_bytes(kTile))[j * 32 + lane_in_warp()];
+  }
+
+  /// The lane's vectors of the own slice; `values` is room for them.
+  template <bool kWhole>
+  DPCOMM_DEVICE void encode_own(uint32_t tile, Acc (*values)[kVec]) {
+    const Command& command = block_.command;
+    DPCOMM_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      const uint32_t at = tile + (j * 32 + lane_in_warp()) * kVec;
+      Bytes::template load_own<kWhole>(command, at, existing(command.elems, at, kVec), values[j]);
+    }
+    const uint32_t byte = Bytes::byte_of(values);
+    warp_sync();  // the slice of the tile before is read
+    DPCOMM_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      vector_at(room_.own, j) = Wire::encode(values[j], byte);
+    }
+    if constexpr (Bytes::kBlocked) {
+      if (lane_in_warp() % Wire::kBlockLanes == 0) {
+        room_.own[lane_in_warp() / Wire::kBlockLanes] = static_cast<unsigned char>(byte);
+      }
+    }
+  }
+
+  DPCOMM_DEVICE void push(uint64_t first, uint32_t packets) {
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(room_.own);
+    const int world = block_.rank.world;
+    const int own = block_.rank.rank;
+    for (int distance = 1; distance < world; ++distance) {
+      const int peer = own + distance < world ? own + distance : own + distance - world;
+      char* to = packets_at(peer, own, first);
+      for (uint32_t p = lane_in_warp(); p < packets; p += 32) {
+        const Vec16 packet{{words[3 * p], words[3 * p + 1], words[3 * p + 2], block_.epoch}};
+        store_packet(to + p * sizeof(Vec16), packet);
+      }
+    }
+  }
+
+  /// The slices of `batch` ranks from `source` on. False: the operation is aborted.
+  DPCOMM_DEVICE bool pull(int source, int batch, uint64_t first, uint32_t packets, uint32_t tile) {
+    const int own = block_.rank.rank;
+    const char* from[PacketRoom::kBatch];
+    DPCOMM_UNROLL
+    for (int b = 0; b < PacketRoom::kBatch; ++b) {
+      from[b] = packets_at(own, b < batch ? source + b : source, first);
+    }
+    for (uint32_t p = lane_in_warp(); p < packets; p += 32) {
+      Vec16 packet[PacketRoom::kBatch];
+      DPCOMM_UNROLL
+      for (int b = 0; b < PacketRoom::kBatch; ++b) {
+        if (b < batch) packet[b] = load_packet(from[b] + p * sizeof(Vec16));
+      }
+      DPCOMM_UNROLL
+      for (int b = 0; b < PacketRoom::kBatch; ++b) {
+        if (b >= batch) continue;
+        if (!wait_for(packet[b], from[b] + p * sizeof(Vec16), source + b, tile)) return false;
+        uint32_t* words = reinterpret_cast<uint32_t*>(room_.source[b]) + 3 * p;
+        DPCOMM_UNROLL
+        for (int i = 0; i < 3; ++i) words[i] = packet[b].w[i];
+      }
+    }
+    return true;
+  }
+
+  /// Polls until `packet`, which lies at `place`, is of this operation.
+  DPCOMM_DEVICE bool wait_for(Vec16& packet, const char* place, int peer, uint32_t tile) {
+    if (packet.w[3] == block_.epoch) return true;
+    WaitRecord what = {};
+    what.state = static_cast<uint32_t>(WaitKind::kPacket);
+    what.rank = static_cast<uint32_t>(block_.rank.rank);
+    what.cta = block_x();
+    what.step = tile;
+    what.peer = static_cast<uint32_t>(peer);
+    what.wanted = block_.epoch;
+    what.sequence = args_.sequence;
+    Patience patience(block_.rank, record_at(block_.rank, block_x(), 0), what);
+    while (packet.w[3] != block_.epoch) {
+      if (!patience.go_on(packet.w[3])) return false;
+      packet = load_packet(place);
+    }
+    patience.done();
+    return true;
+  }
+
+  DPCOMM_DEVICE void add(unsigned char* slice, Acc (*sum)[kVec]) {
+    const uint32_t lane = lane_in_warp();
+    uint32_t byte = 0;
+    if constexpr (Bytes::kBlocked) byte = slice[lane / Wire::kBlockLanes];
+    DPCOMM_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      Acc x[kVec];
+      Wire::decode(vector_at(slice, j), byte, x);
+      combine<Wire::kLossy, kVec>(block_.command.op, sum[j], x);
+    }
+  }
+
+  PacketBlock& block_;
+  const KernelArgs& args_;
+  PacketRoom& room_;
+};
+
+/// The kernel: blocks of a multiple of 32 threads, at most kPacketThreads; one block for each CTA.
+/// An operation has at least one element.
+template <class Wire>
+DPCOMM_DEVICE void run_packets(const KernelArgs& args) {
+  DPCOMM_SHARED(PacketBlock, block);
+  PacketKernel<Wire> kernel(block, args);
+  if (thread() == 0) kernel.begin();
+  block_sync();
+  const bool left = !kernel.run();
+  if (lane_in_warp() == 0) block.left[warp_in_block()] = left;
+  block_sync();
+  if (thread() == 0) kernel.end();
+}
+
+}  // namespace dpcomm::gpu

@@ -1,0 +1,424 @@
+// What a step does with bytes, once its slots are there to be read and written. All threads of a
+// block take part; a warp works on a tile (wire.cuh) at a time.
+//
+//   move       verbatim: own input or a slot -> slots, output
+//   receive    a slot in lossy format -> output, and verbatim to slots
+//   reduce     slots and own input -> slots, output; with no slot to read: encodes the own input
+//
+// Each has a body for whole tiles of tensors that are aligned to 16 bytes, where every access has
+// 16 bytes, and one for edges: the last tile of a slice, and tensors that are not so aligned. Slots
+// always are. Memory is touched once: a reduction reads each slot and the own input, and writes
+// each target; nothing is read back.
+#pragma once
+
+#include "cuda/kernel_args.h"
+#include "cuda/wire.cuh"
+#include "schedule/step.h"
+
+namespace dpcomm::gpu {
+
+/// What all threads of a block do in a step. In shared memory.
+struct Command {
+  const char* own;  ///< in the input
+  char* output;
+  uint32_t elems;
+  int32_t sources;    ///< slots to be read, in ascending order of rank
+  int32_t own_place;  ///< in that order, the number of sources before the own contribution
+  int32_t targets;    ///< slots to be written, all alike
+  uint8_t primitive;  ///< flags of Primitive
+  bool aligned;       ///< own and output, where they are used: to 16 bytes
+  bool words;         ///< the same, to 4 bytes
+  bool own_as_sent;
+  bool premultiply;
+  ReduceOp op;      ///< that combines
+  int32_t divisor;  ///< 0: no division
+  double factor;
+  const char* source[kMaxDeviceRanks];
+  char* target[kMaxDeviceRanks];
+
+  DPCOMM_DEVICE bool has(uint8_t flags) const { return (primitive & flags) == flags; }
+};
+
+DPCOMM_DEVICE uint32_t lane_in_warp() { return thread() % 32; }
+DPCOMM_DEVICE uint32_t warp_in_block() { return thread() / 32; }
+DPCOMM_DEVICE uint32_t warps_in_block() { return threads() / 32; }
+
+// --- 16 bytes of which only the first elements exist --------------------------------------------
+
+template <uint32_t kBytes>
+struct Unsigned;
+template <>
+struct Unsigned<1> {
+  using type = uint8_t;
+};
+template <>
+struct Unsigned<2> {
+  using type = uint16_t;
+};
+template <>
+struct Unsigned<4> {
+  using type = uint32_t;
+};
+template <>
+struct Unsigned<8> {
+  using type = uint64_t;
+};
+
+/// The first n elements of kBytes at `place`; zeros for the others.
+template <uint32_t kBytes>
+DPCOMM_DEVICE Vec16 load_part(const char* place, uint32_t n) {
+  using Word = typename Unsigned<kBytes>::type;
+  uint64_t half[2] = {0, 0};
+  DPCOMM_UNROLL
+  for (uint32_t i = 0; i < 16 / kBytes; ++i) {
+    if (i < n) {
+      const uint64_t word = load_one<Word>(place + i * kBytes);
+      half[i * kBytes / 8] |= word << (8 * (i * kBytes % 8));
+    }
+  }
+  return vector_of(half[0], half[1]);
+}
+
+template <uint32_t kBytes>
+DPCOMM_DEVICE void store_part(char* place, const Vec16& v, uint32_t n) {
+  using Word = typename Unsigned<kBytes>::type;
+  const uint64_t half[2] = {low_half(v), high_half(v)};
+  DPCOMM_UNROLL
+  for (uint32_t i = 0; i < 16 / kBytes; ++i) {
+    if (i < n) {
+      store_one(place + i * kBytes,
+                static_cast<Word>(half[i * kBytes / 8] >> (8 * (i * kBytes % 8))));
+    }
+  }
+}
+
+/// A vector of a slot's payload, of which n elements exist.
+template <bool kWhole, uint32_t kBytes>
+DPCOMM_DEVICE Vec16 load_payload(const char* place, uint32_t n) {
+  if (kWhole || n == 16 / kBytes) return load16(place);
+  return load_part<kBytes>(place, n);
+}
+template <bool kWhole, uint32_t kBytes>
+DPCOMM_DEVICE void store_payload(char* place, const Vec16& v, uint32_t n) {
+  if (kWhole || n == 16 / kBytes) return store16(place, v);
+  store_part<kBytes>(place, v, n);
+}
+
+/// How many of the `most` elements from `at` on exist.
+DPCOMM_DEVICE uint32_t existing(uint32_t elems, uint32_t at, uint32_t most) {
+  if (at >= elems) return 0;
+  return elems - at < most ? elems - at : most;
+}
+
+// --- move ---------------------------------------------------------------------------------------
+
+/// `elems` elements of kBytes from `from` to `output` (unless null) and to all targets.
+template <uint32_t kBytes>
+DPCOMM_DEVICE void move(const Command& command, const char* from, char* output) {
+  constexpr uint32_t kVec = 16 / kBytes;
+  constexpr uint32_t kVectors = 4;
+  constexpr uint32_t kTile = 32 * kVec * kVectors;
+  const uint32_t elems = command.elems;
+  const int targets = command.targets;
+  for (uint32_t first = warp_in_block() * kTile; first < elems; first += warps_in_block() * kTile) {
+    if (command.aligned && first + kTile <= elems) {
+      const size_t at = (first + lane_in_warp() * kVec) * size_t{kBytes};
+      Vec16 v[kVectors];
+      DPCOMM_UNROLL
+      for (uint32_t j = 0; j < kVectors; ++j) v[j] = load16(from + at + j * 512);
+      for (int i = 0; i < targets; ++i) {
+        DPCOMM_UNROLL
+        for (uint32_t j = 0; j < kVectors; ++j) store16(command.target[i] + at + j * 512, v[j]);
+      }
+      if (output == nullptr) continue;
+      DPCOMM_UNROLL
+      for (uint32_t j = 0; j < kVectors; ++j) store16(output + at + j * 512, v[j]);
+      continue;
+    }
+    DPCOMM_NO_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      const uint32_t element = first + (j * 32 + lane_in_warp()) * kVec;
+      const uint32_t n = existing(elems, element, kVec);
+      const size_t at = element * size_t{kBytes};
+      if (command.aligned && n == kVec) {
+        const Vec16 v = load16(from + at);
+        for (int i = 0; i < targets; ++i) store16(command.target[i] + at, v);
+        if (output != nullptr) store16(output + at, v);
+      } else if (kBytes == 1 && command.words && n == kVec) {
+        const Vec16 v = load_part<4>(from + at, 4);
+        for (int i = 0; i < targets; ++i) store16(command.target[i] + at, v);
+        if (output != nullptr) store_part<4>(output + at, v, 4);
+      } else {
+        const Vec16 v = load_part<kBytes>(from + at, n);
+        for (int i = 0; i < targets; ++i) {
+          store_payload<false, kBytes>(command.target[i] + at, v, n);
+        }
+        if (output != nullptr) store_part<kBytes>(output + at, v, n);
+      }
+    }
+  }
+}
+
+// --- tensors and slots with accumulators --------------------------------------------------------
+
+template <class Wire>
+struct Primitives {
+  using Element = typename Wire::Element;
+  using Acc = typename Element::Acc;
+  static constexpr uint32_t kVec = Wire::kVec;
+  static constexpr uint32_t kVectors = Wire::kVectors;
+  static constexpr uint32_t kTile = 32 * kVec * kVectors;
+  static constexpr bool kBlocked = Wire::kBlockLanes > 0;
+  static constexpr uint32_t kTensorVec = 16 / Element::kBytes;   // elements in 16 bytes of tensor
+  static constexpr uint32_t kTensorVectors = kVec / kTensorVec;  // of those in a vector of wire
+
+  /// The own contribution: n elements of the input from `at` on.
+  template <bool kWhole>
+  static DPCOMM_DEVICE void load_own(const Command& command, uint32_t at, uint32_t n, Acc* to) {
+    const char* place = command.own + at * size_t{Element::kBytes};
+    DPCOMM_UNROLL
+    for (uint32_t i = 0; i < kTensorVectors; ++i) {
+      const Vec16 v = kWhole ? load16(place + 16 * i)
+                             : load_part<Element::kBytes>(place + 16 * i,
+                                                          existing(n, i * kTensorVec, kTensorVec));
+      Element::unpack(v, to + i * kTensorVec);
+    }
+    if constexpr (requires { Element::rounded(Acc{}); }) {
+      if (!command.premultiply) return;
+      const Acc factor = static_cast<Acc>(command.factor);
+      DPCOMM_UNROLL
+      for (uint32_t i = 0; i < kVec; ++i) to[i] = Element::rounded(to[i] * factor);
+    }
+  }
+
+  /// n elements to the output from `at` on.
+  template <bool kWhole>
+  static DPCOMM_DEVICE void store_output(const Command& command, uint32_t at, uint32_t n,
+                                         const Acc* from) {
+    char* place = command.output + at * size_t{Element::kBytes};
+    DPCOMM_UNROLL
+    for (uint32_t i = 0; i < kTensorVectors; ++i) {
+      const Vec16 v = Element::pack(from + i * kTensorVec);
+      if (kWhole) {
+        store16(place + 16 * i, v);
+      } else {
+        store_part<Element::kBytes>(place + 16 * i, v, existing(n, i * kTensorVec, kTensorVec));
+      }
+    }
+  }
+
+  /// The exponent byte of the lane's block, of a slice that starts at `slot`.
+  static DPCOMM_DEVICE uint32_t load_byte(const char* slot, uint32_t at, uint32_t elems) {
+    if constexpr (kBlocked) {
+      return at < elems ? load_one<uint8_t>(slot + at / Wire::kBlock) : Wire::Scale::kLeastByte;
+    }
+    return 0;
+  }
+
+  /// The exponent byte of the lane's block of values. All lanes of the warp take part.
+  static DPCOMM_DEVICE uint32_t byte_of(const Acc (*values)[kVec]) {
+    if constexpr (kBlocked) {
+      uint32_t largest = 0;
+      DPCOMM_UNROLL
+      for (uint32_t j = 0; j < kVectors; ++j) {
+        DPCOMM_UNROLL
+        for (uint32_t i = 0; i < kVec; ++i) {
+          const uint32_t magnitude = finite_magnitude(values[j][i]);
+          largest = magnitude > largest ? magnitude : largest;
+        }
+      }
+      return Wire::Scale::byte_of(max_over<Wire::kBlockLanes>(largest));
+    }
+    return 0;
+  }
+
+  /// values = decode(encode(values)).
+  static DPCOMM_DEVICE void round_as_sent(Acc (*values)[kVec]) {
+    const uint32_t byte = byte_of(values);
+    DPCOMM_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      Wire::decode(Wire::encode(values[j], byte), byte, values[j]);
+    }
+  }
+
+  static DPCOMM_DEVICE void divide(Acc (*values)[kVec], int32_t divisor) {
+    DPCOMM_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      DPCOMM_UNROLL
+      for (uint32_t i = 0; i < kVec; ++i) values[j][i] = quotient(values[j][i], divisor);
+    }
+  }
+
+  /// sum op= the slices in source[from, to), kBatch at a time.
+  template <bool kWhole>
+  static DPCOMM_DEVICE void add_sources(const Command& command, int from, int to, uint32_t header,
+                                        uint32_t first, Acc (*sum)[kVec]) {
+    constexpr int kBatch = kWhole ? Wire::kBatch : 1;
+    const uint32_t elems = command.elems;
+    DPCOMM_NO_UNROLL
+    for (int s = from; s < to; s += kBatch) {
+      Vec16 raw[kBatch][kVectors];
+      uint32_t byte[kBatch] = {};
+      DPCOMM_UNROLL
+      for (int b = 0; b < kBatch; ++b) {
+        if (s + b < to) {
+          const char* slot = command.source[s + b];
+          byte[b] = load_byte(slot, first, elems);
+          DPCOMM_UNROLL
+          for (uint32_t j = 0; j < kVectors; ++j) {
+            const uint32_t at = first + j * 32 * kVec;
+            raw[b][j] = load_payload<kWhole, Wire::kBytes>(
+                slot + header + at * size_t{Wire::kBytes}, existing(elems, at, kVec));
+          }
+        }
+      }
+      DPCOMM_UNROLL
+      for (int b = 0; b < kBatch; ++b) {
+        if (s + b < to) {
+          DPCOMM_UNROLL
+          for (uint32_t j = 0; j < kVectors; ++j) {
+            Acc x[kVec];
+            Wire::decode(raw[b][j], byte[b], x);
+            combine<Wire::kLossy, kVec>(command.op, sum[j], x);
+          }
+        }
+      }
+    }
+  }
+
+  /// Writes the sum to all targets. With kCopy it becomes what the receivers decode (law 2).
+  template <bool kWhole>
+  static DPCOMM_DEVICE void send_sum(const Command& command, uint32_t header, uint32_t first,
+                                     Acc (*sum)[kVec]) {
+    const uint32_t elems = command.elems;
+    const uint32_t byte = byte_of(sum);
+    const int targets = command.targets;
+    DPCOMM_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      const uint32_t at = first + j * 32 * kVec;
+      const uint32_t n = existing(elems, at, kVec);
+      const Vec16 v = Wire::encode(sum[j], byte);
+      for (int i = 0; i < targets; ++i) {
+        char* payload = command.target[i] + header;
+        store_payload<kWhole, Wire::kBytes>(payload + at * size_t{Wire::kBytes}, v, n);
+      }
+      if (Wire::kLossy && command.has(kCopy)) Wire::decode(v, byte, sum[j]);
+    }
+    if constexpr (kBlocked) {
+      if (lane_in_warp() % Wire::kBlockLanes != 0 || first >= elems) return;
+      for (int i = 0; i < targets; ++i) {
+        store_one(command.target[i] + first / Wire::kBlock, static_cast<uint8_t>(byte));
+      }
+    }
+  }
+
+  /// `first` is the first element of the lane's vector 0.
+  template <bool kWhole>
+  static DPCOMM_DEVICE void reduce_tile(const Command& command, uint32_t header, uint32_t first) {
+    const uint32_t elems = command.elems;
+    Acc own[kVectors][kVec];
+    Acc sum[kVectors][kVec];
+    DPCOMM_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      const uint32_t at = first + j * 32 * kVec;
+      load_own<kWhole>(command, at, existing(elems, at, kVec), own[j]);
+      DPCOMM_UNROLL
+      for (uint32_t i = 0; i < kVec; ++i) sum[j][i] = identity<Acc>(command.op);
+    }
+    if (Wire::kLossy && command.own_as_sent) round_as_sent(own);
+    DPCOMM_NO_UNROLL
+    for (int part = 0; part < 2; ++part) {  // the ranks below, oneself, the ranks above
+      const int from = part == 0 ? 0 : command.own_place;
+      const int to = part == 0 ? command.own_place : command.sources;
+      add_sources<kWhole>(command, from, to, header, first, sum);
+      if (part == 1) break;
+      DPCOMM_UNROLL
+      for (uint32_t j = 0; j < kVectors; ++j) {
+        combine<Wire::kLossy, kVec>(command.op, sum[j], own[j]);
+      }
+    }
+    if (command.divisor != 0) divide(sum, command.divisor);
+    if (command.targets > 0) send_sum<kWhole>(command, header, first, sum);
+    if (!command.has(kCopy)) return;
+    DPCOMM_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      const uint32_t at = first + j * 32 * kVec;
+      store_output<kWhole>(command, at, existing(elems, at, kVec), sum[j]);
+    }
+  }
+
+  static DPCOMM_DEVICE void reduce(const Command& command) {
+    const uint32_t elems = command.elems;
+    const uint32_t header = Wire::header_bytes(elems);
+    for (uint32_t tile = warp_in_block() * kTile; tile < elems; tile += warps_in_block() * kTile) {
+      const uint32_t first = tile + lane_in_warp() * kVec;
+      if (command.aligned && tile + kTile <= elems) {
+        reduce_tile<true>(command, header, first);
+      } else {
+        reduce_tile<false>(command, header, first);
+      }
+    }
+    if constexpr (kBlocked) {  // the header's padding is zero
+      const uint32_t at = static_cast<uint32_t>(Wire::Places::blocks(elems)) + thread();
+      for (int i = 0; at < header && i < command.targets; ++i) {
+        store_one(command.target[i] + at, uint8_t{0});
+      }
+    }
+  }
+
+  template <bool kWhole>
+  static DPCOMM_DEVICE void receive_tile(const Command& command, uint32_t header, uint32_t first) {
+    const uint32_t elems = command.elems;
+    const char* slot = command.source[0];
+    const uint32_t byte = load_byte(slot, first, elems);
+    DPCOMM_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      const uint32_t at = first + j * 32 * kVec;
+      const uint32_t n = existing(elems, at, kVec);
+      const size_t offset = header + at * size_t{Wire::kBytes};
+      const Vec16 v = load_payload<kWhole, Wire::kBytes>(slot + offset, n);
+      for (int i = 0; i < command.targets; ++i) {
+        store_payload<kWhole, Wire::kBytes>(command.target[i] + offset, v, n);
+      }
+      if (!command.has(kCopy)) continue;
+      Acc x[kVec];
+      Wire::decode(v, byte, x);
+      store_output<kWhole>(command, at, n, x);
+    }
+  }
+
+  static DPCOMM_DEVICE void receive(const Command& command) {
+    const uint32_t elems = command.elems;
+    const uint32_t header = Wire::header_bytes(elems);
+    for (uint32_t at = thread() * 16; at < header; at += threads() * 16) {
+      if (command.targets == 0) break;
+      const Vec16 v = load16(command.source[0] + at);
+      for (int i = 0; i < command.targets; ++i) store16(command.target[i] + at, v);
+    }
+    for (uint32_t tile = warp_in_block() * kTile; tile < elems; tile += warps_in_block() * kTile) {
+      const uint32_t first = tile + lane_in_warp() * kVec;
+      if (command.aligned && tile + kTile <= elems) {
+        receive_tile<true>(command, header, first);
+      } else {
+        receive_tile<false>(command, header, first);
+      }
+    }
+  }
+};
+
+/// Does the step's work on bytes. All threads of the block; no barrier within.
+template <class Wire>
+DPCOMM_DEVICE void perform(const Command& command) {
+  using Element = typename Wire::Element;
+  const bool recv = command.has(kRecv);
+  if constexpr (requires { typename Element::Acc; }) {
+    const bool encode = !recv && command.has(kSend) && (Wire::kLossy || command.premultiply);
+    if (encode || command.has(kReduce)) return Primitives<Wire>::reduce(command);
+    if (Wire::kLossy && recv) return Primitives<Wire>::receive(command);
+  }
+  const char* from = recv ? command.source[0] : command.own;
+  char* output = command.has(kCopy) && command.output != from ? command.output : nullptr;
+  move<Element::kBytes>(command, from, output);
+}
+
+}  // namespace dpcomm::gpu
