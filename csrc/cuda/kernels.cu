@@ -7,7 +7,7 @@
   extern "C" __global__ void __launch_bounds__(threads, 2) \
       name(const __grid_constant__ dpcomm::KernelArgs args)
 
-#define DPCOMM_KERNEL(Element, Wire, element, wire)                                 \
+#define DPCOMM_KERNEL(Element, element, Wire, wire)                                 \
   DPCOMM_ENTRY(collective_##element##_##wire, dpcomm::kMaxThreads) {                \
     dpcomm::gpu::run_schedule<dpcomm::gpu::Wire<dpcomm::gpu::Element>, true>(args); \
   }                                                                                 \
@@ -27,7 +27,7 @@ const void* kernel_symbol(const KernelId& kernel) {
   if (kernel == KernelId{DeviceElement::kBytes, WireFormat::kNative, false}) {
     return reinterpret_cast<const void*>(&collective_bytes_native);
   }
-#define DPCOMM_KERNEL(Element, Wire, element, wire)                                        \
+#define DPCOMM_KERNEL(Element, element, Wire, wire)                                        \
   if (kernel.element == DeviceElement::k##Element && kernel.wire == WireFormat::k##Wire) { \
     return kernel.packets ? reinterpret_cast<const void*>(&packets_##element##_##wire)     \
                           : reinterpret_cast<const void*>(&collective_##element##_##wire); \
