@@ -92,19 +92,20 @@ def digest(*parts: str | bytes) -> str:
     return total.hexdigest()[:24]
 
 
-def compiled(source: Path, flags: Sequence[str]) -> Path:
-    """The object of one source."""
-    rule = run_compiler([compiler(), *flags, "-MM", str(source)])
+def compiled(source: Path, flags: Sequence[str], tool: str | None = None) -> Path:
+    """The object of one source, by the C++ compiler or by `tool`, which is nvcc."""
+    tool = tool or compiler()
+    rule = run_compiler([tool, *flags, "-MM", str(source)])
     names = re.sub(r"\\\n", " ", rule).split(":", 1)[1].split()
     contents = [Path(name).read_bytes() for name in names]
     # Where a file lies does not matter, only what is in it; the includes are therefore left out.
     kept = [flag for flag in flags if not flag.startswith("-I")]
-    key = digest(compiler_version(), " ".join(kept), *contents)
+    key = digest(tool, compiler_version(), " ".join(kept), *contents)
     target = OUTPUT / "objects" / f"{source.stem}-{key}.o"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(f".{os.getpid()}.{abs(hash(str(source)))}.tmp.o")
-        run_compiler([compiler(), *flags, "-c", str(source), "-o", str(partial)])
+        run_compiler([tool, *flags, "-c", str(source), "-o", str(partial)])
         partial.rename(target)
     return target
 

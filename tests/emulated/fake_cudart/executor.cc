@@ -52,7 +52,7 @@ bool run_kernel(const EmulatedKernel& kernel, const LaunchShape& shape, uint64_t
     launch.blocks_y = shape.grid.y;
     launch.threads = shape.block.x;
     launch.device = shape.device;
-    launch.body = [&] { kernel.thread(arguments.data()); };
+    launch.body = [&] { kernel.thread(kernel.context, arguments.data()); };
     world.launch(std::move(launch));
     world.run();
     return true;

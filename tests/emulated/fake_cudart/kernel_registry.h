@@ -15,8 +15,10 @@ namespace fake_cuda {
 
 /// A kernel, as a cubin's metadata would tell it. All pointers stay valid while the library does.
 struct EmulatedKernel {
-  const char* name;                       ///< as in PTX: the mangled name
-  void (*thread)(const void* arguments);  ///< the body of one CUDA thread, run as a fiber
+  const char* name;  ///< as in PTX: the mangled name
+  /// The body of one CUDA thread, run as a fiber.
+  void (*thread)(const void* context, const void* arguments);
+  const void* context;
   int argument_count;
   const uint32_t* offsets;  ///< of each argument in the buffer that `thread` gets
   const uint32_t* sizes;    ///< bytes
@@ -62,7 +64,7 @@ class SourceKernel {
     kernel_.offsets = offsets_;
     kernel_.sizes = sizes_;
     kernel_.argument_bytes = end;
-    kernel_.thread = [](const void* arguments) {
+    kernel_.thread = [](const void*, const void* arguments) {
       call<Args...>(arguments, std::index_sequence_for<Args...>());
     };
   }

@@ -1,6 +1,7 @@
 // Streams, their worker threads and events.
 #include <algorithm>
 #include <chrono>
+#include <random>
 
 #include "runtime.h"
 
@@ -20,6 +21,7 @@ bool can_run(const Task& task) {
 void work(std::shared_ptr<Queue> queue) {
   State& s = state();
   Lock lock(s.mutex);
+  std::minstd_rand random(static_cast<unsigned>(config().seed * 1000003 + s.next_id++));
   for (;;) {
     if (queue->tasks.empty()) {
       if (queue->closing) return;
@@ -36,6 +38,10 @@ void work(std::shared_ptr<Queue> queue) {
     }
     Task task = std::move(queue->tasks.front());
     lock.unlock();
+    if (config().jitter_us > 0) {
+      const auto longest = std::uniform_int_distribution<long>(0, config().jitter_us)(random);
+      std::this_thread::sleep_for(std::chrono::microseconds(longest));
+    }
     if (task.run) task.run();
     task.run = nullptr;
     lock.lock();

@@ -66,7 +66,8 @@ void streams() {
   const cudaStream_t blocking = make_stream(cudaStreamDefault), free_one = make_stream();
   // The default stream waits for the blocking stream, and the next one for the default stream.
   hold(blocking, gate);
-  scale_add<<<1, 32>>>(data, 1, 0, 5);
+  scale_add<<<1, 32, 0, blocking>>>(data, 1, 0, 2);
+  scale_add<<<1, 32>>>(data, 1, 10, 5);
   scale_add<<<1, 32, 0, blocking>>>(data, 1, 10, 1);
   GIVES(cudaErrorNotReady, cudaStreamQuery(nullptr));
   GIVES(cudaErrorNotReady, cudaStreamQuery(blocking));
@@ -78,7 +79,7 @@ void streams() {
   release(gate);
   OK(cudaStreamSynchronize(nullptr));
   OK(cudaStreamSynchronize(blocking));
-  CHECK(value_at(data) == 51);
+  CHECK(value_at(data) == 251);
   OK(cudaStreamQuery(nullptr));
   // A callback runs in order, and may not call the runtime.
   cudaError_t inside = cudaSuccess;
@@ -377,7 +378,6 @@ void memory() {
 void fault() {
   int32_t* data = device_array<int32_t>(4);
   scale_add<<<1, 32>>>(data, 5, 1, 1);
-  OK(cudaGetLastError());
   const cudaError_t error = cudaDeviceSynchronize();
   CHECK(error == cudaErrorIllegalAddress);
   GIVES(error, cudaGetLastError());
@@ -570,8 +570,11 @@ void ipc_rank(int rank, int in, int out) {
   GIVES(cudaErrorInvalidValue, cudaIpcCloseMemHandle(opened));
   CHECK(write(out, &token, 1) == 1 && read(in, &token, 1) == 1);
   OK(cudaFree(mine));
+  mine = device_array<uint64_t>(100);  // other memory, where the handle's was
   CHECK(write(out, &token, 1) == 1 && read(in, &token, 1) == 1);
   GIVES(cudaErrorMapBufferObjectFailed, cudaIpcOpenMemHandle(&opened, from.memory, kFlags));
+  CHECK(write(out, &token, 1) == 1 && read(in, &token, 1) == 1);
+  OK(cudaFree(mine));
   OK(cudaEventDestroy(other));
   OK(cudaEventDestroy(event));
   OK(cudaStreamDestroy(stream));
