@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 namespace dpcomm {
 namespace {
@@ -74,6 +75,12 @@ double premul_factor(const c10d::ReduceOp& op) {
                                              : supplement->double_factor;
 }
 
+/// PrivateUse1 is a device of somebody else's whose streams are CUDA's: if they are not, the engine
+/// will find no device.
+bool is_served(c10::Device device) {
+  return device.is_cpu() || device.is_cuda() || device.is_privateuseone();
+}
+
 /// True if the bytes of `tensor` in memory are its elements in order.
 bool is_plain(const at::Tensor& tensor) {
   return tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg();
@@ -118,19 +125,26 @@ Operation& Call::add(Collective collective) {
   return operation;
 }
 
-void Call::check(const at::Tensor& tensor) const {
+void Call::check(const at::Tensor& tensor) {
   if (!tensor.defined()) throw usage_error(what(), ": undefined tensor");
   if (tensor.layout() != at::kStrided || tensor.is_quantized()) {
     throw usage_error(what(), " wants dense tensors, not ", c10::str(tensor.layout()),
                       tensor.is_quantized() ? " (quantized)" : "");
   }
-  if (!tensor.device().is_cpu()) {
-    throw usage_error(what(), ": a tensor is on ", tensor.device().str(),
-                      ", but this build of dpcomm serves tensors on the CPU");
+  const c10::Device device = tensor.device();
+  if (device_ == device) return;
+  if (device_) {
+    throw usage_error(what(), ": tensors are on ", device_->str(), " and on ", device.str(),
+                      "; all of one call have to be on the same device");
   }
+  if (!is_served(device)) {
+    throw usage_error(what(), ": a tensor is on ", device.str(),
+                      ", but dpcomm serves tensors on the CPU and on CUDA devices");
+  }
+  device_ = device;
 }
 
-void Call::check_output(const at::Tensor& tensor) const {
+void Call::check_output(const at::Tensor& tensor) {
   check(tensor);
   if (at::has_internal_overlap(tensor) == at::MemOverlap::Yes) {
     throw usage_error(what(), ": several elements of an output share one place in memory ",
@@ -369,6 +383,15 @@ void Call::finish() {
 void Call::release() {
   copies_.clear();
   held_.clear();
+}
+
+void Call::record_on(const c10::Stream& stream) const {
+  const c10::impl::VirtualGuardImpl device(stream.device_type());
+  const auto record = [&](const at::Tensor& tensor) {
+    device.recordDataPtrOnStream(tensor.storage().data_ptr(), stream);
+  };
+  for (const at::Tensor& tensor : held_) record(tensor);
+  for (const at::Tensor& tensor : results_) record(tensor);
 }
 
 }  // namespace dpcomm

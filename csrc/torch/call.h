@@ -17,8 +17,9 @@
 namespace dpcomm {
 
 /// Built by the thread that calls; every function throws UsageError before anything is sent.
-/// Tensors are dense, on the CPU, of any strides and dtype; those that are not contiguous are
-/// gathered into a contiguous buffer first and scattered back by finish().
+/// Tensors are dense, on one device, of any strides and dtype; those that are not contiguous are
+/// gathered into a contiguous buffer first and scattered back by finish(). Copies on a device are
+/// work of the stream that is current.
 class Call {
  public:
   struct Group {
@@ -45,10 +46,16 @@ class Call {
   void finish();
   /// Lets go of all tensors but the results.
   void release();
+  /// Tells the allocator that `stream` uses all tensors of the call, which may be freed from now
+  /// on.
+  void record_on(const c10::Stream& stream) const;
 
   c10d::OpType type() const { return type_; }
   const char* title() const { return title_; }
   bool async() const { return async_; }
+  /// Of the tensors; the CPU if there are none.
+  c10::Device device() const { return device_.value_or(c10::Device(c10::kCPU)); }
+  bool has_copies() const { return !copies_.empty(); }
   c10::SmallVector<Operation, 1>& operations() { return operations_; }
   /// The tensors that result() and the future give. Empty for a synchronous call.
   const std::vector<at::Tensor>& results() const { return results_; }
@@ -60,8 +67,8 @@ class Call {
   void set_reduction(Operation& operation, const at::Tensor& tensor,
                      const c10d::ReduceOp& op) const;
   void set_root(Operation& operation, int64_t root) const;
-  void check(const at::Tensor& tensor) const;
-  void check_output(const at::Tensor& tensor) const;
+  void check(const at::Tensor& tensor);
+  void check_output(const at::Tensor& tensor);
   void check_blocks(const at::Tensor& whole, const at::Tensor& block) const;
   void check_blocks(const std::vector<at::Tensor>& blocks, const at::Tensor& block) const;
   const void* read(const at::Tensor& tensor);
@@ -78,6 +85,7 @@ class Call {
   c10d::OpType type_;
   const char* title_;
   bool async_;
+  std::optional<c10::Device> device_;
   std::chrono::milliseconds timeout_;
   c10::SmallVector<Operation, 1> operations_;
   std::vector<at::Tensor> results_;

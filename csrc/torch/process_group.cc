@@ -1,12 +1,14 @@
 #include "torch/process_group.h"
 
 #include <ATen/record_function.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <mutex>
 #include <set>
 #include <utility>
 
 #include "base/fork.h"
+#include "torch/device_work.h"
 #include "torch/python_hooks.h"
 #include "torch/store_bootstrap.h"
 #include "torch/work.h"
@@ -128,6 +130,7 @@ ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::start(c10d::OpType type, con
     Call call({rank_, size_}, type, title, opts.asyncOp, opts.timeout);
     build(call);
     const uint64_t sequence = sequence_.fetch_add(1) + 1;
+    if (!call.device().is_cpu()) return start_on_device(std::move(call), sequence);
     if (call.async()) return TorchWork::launch(*communicator_, std::move(call), sequence);
     RECORD_FUNCTION(title, std::vector<c10::IValue>());
     for (Operation& operation : call.operations()) {
@@ -139,6 +142,45 @@ ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::start(c10d::OpType type, con
   } catch (const Error& error) {
     throw_translated(error);
   }
+}
+
+ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::start_on_device(Call&& call,
+                                                                    uint64_t sequence) {
+  const c10::Stream stream = device_stream(call.device());
+  RECORD_FUNCTION(call.title(), std::vector<c10::IValue>());
+  if (call.async()) return DeviceWork::launch(communicator_, stream, std::move(call), sequence);
+  DeviceEnd::launch(*communicator_, stream, call).join(*communicator_);
+  return nullptr;
+}
+
+c10::Stream ProcessGroupDpcomm::device_stream(c10::Device device) {
+  const std::lock_guard<std::mutex> lock(device_mutex_);
+  if (device_stream_ && device_stream_->device() == device) return *device_stream_;
+  if (device_stream_) {
+    throw usage_error("a tensor is on ", device.str(), ", but this group works on ",
+                      device_stream_->device().str(), ": one device for each rank");
+  }
+  const c10::impl::VirtualGuardImpl guard(device.type());
+  const c10::Stream stream = guard.getStreamFromGlobalPool(device, /*isHighPriority=*/true);
+  communicator_->open_device(device.index(), stream.native_handle());
+  device_stream_ = stream;
+  return stream;
+}
+
+void ProcessGroupDpcomm::eagerConnectSingleDevice(at::Device device) {
+  translating([&] { device_stream(device); });
+}
+
+void ProcessGroupDpcomm::synchronize_device() {
+  std::optional<c10::Stream> stream;
+  {
+    const std::lock_guard<std::mutex> lock(device_mutex_);
+    stream = device_stream_;
+  }
+  if (!stream) return;
+  const c10::impl::VirtualGuardImpl guard(stream->device_type());
+  guard.synchronizeStream(guard.getStream(stream->device()));
+  guard.synchronizeStream(*stream);
 }
 
 ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::allreduce(Tensors& tensors,
@@ -227,7 +269,10 @@ ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::reduce_scatter_tensor_coales
 }
 
 ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::barrier(const c10d::BarrierOptions& opts) {
-  return start(c10d::OpType::BARRIER, "dpcomm:barrier", opts, [](Call& call) { call.barrier(); });
+  return start(c10d::OpType::BARRIER, "dpcomm:barrier", opts, [this](Call& call) {
+    synchronize_device();
+    call.barrier();
+  });
 }
 
 ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::allreduce_sparse(

@@ -1,8 +1,11 @@
-// dpcomm as a backend of torch.distributed: collectives on CPU tensors over a Communicator.
+// dpcomm as a backend of torch.distributed: collectives over a Communicator, on tensors on the CPU
+// and on one device.
 #pragma once
 
 #include <atomic>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <vector>
@@ -15,8 +18,10 @@ namespace dpcomm {
 /// A process group. Calls may come from any thread; they run in the order in which they are given,
 /// which has to be the same on every rank. A synchronous call (opts.asyncOp false) runs in the
 /// caller's thread if the group is idle and returns no work, as torch's NCCL backend does: it is
-/// complete. An asynchronous one returns at once. Errors are those of csrc/base/error.h, translated
-/// for Python.
+/// complete. An asynchronous one returns at once. On a device no call blocks the host (but for the
+/// first, which connects the devices, and barrier()): the current stream waits instead, in a
+/// synchronous call at once, else in wait(). Errors are those of csrc/base/error.h, translated for
+/// Python; those of operations on a device come with wait() or with a later call.
 class ProcessGroupDpcomm final : public c10d::Backend {
  public:
   using WorkPointer = c10::intrusive_ptr<c10d::Work>;
@@ -56,7 +61,11 @@ class ProcessGroupDpcomm final : public c10d::Backend {
                                    const c10d::ReduceScatterOptions& opts) override;
   WorkPointer reduce_scatter_tensor_coalesced(Tensors& outputs, Tensors& inputs,
                                               const c10d::ReduceScatterOptions& opts) override;
+  /// The host waits, in this call, until its current and its communication stream are through, so
+  /// that no rank leaves before the device work of all others is done.
   WorkPointer barrier(const c10d::BarrierOptions& opts) override;
+  /// Connects the devices of all ranks; collective.
+  void eagerConnectSingleDevice(at::Device device) override;
 
   // Not there yet: UsageError.
   WorkPointer allreduce_sparse(Tensors&, const c10d::AllreduceOptions&) override;
@@ -79,7 +88,14 @@ class ProcessGroupDpcomm final : public c10d::Backend {
   template <class Opts, class Build>
   WorkPointer start(c10d::OpType type, const char* title, const Opts& opts, Build&& build);
 
+  WorkPointer start_on_device(Call&& call, uint64_t sequence);
+  /// The communication stream on a device; the first call connects the devices of all ranks.
+  c10::Stream device_stream(c10::Device device);
+  void synchronize_device();
+
   std::shared_ptr<Communicator> communicator_;
+  std::mutex device_mutex_;
+  std::optional<c10::Stream> device_stream_;  // under device_mutex_
   std::atomic<uint64_t> sequence_{0};
 };
 
