@@ -62,8 +62,8 @@ def test_too_few_slots_are_a_deadlock_that_names_every_thread(sample: Emulation)
     for rank in range(3):
         assert re.search(
             rf"collective_f32_native \(launch 1\), rank {rank}, block 0: thread 0 polling "
-            rf"credit of {rank}->{(rank + 1) % 3}, lane 0, cta 0: 0 released; threads 1-63 at the block's "
-            rf"barrier \(63 of 64 have come\)",
+            rf"credit of {rank}->{(rank + 1) % 3}, lane 0, cta 0: 0 released; threads 1-63 "
+            rf"at the block's barrier \(63 of 64 have come\)",
             result.text,
         ), result.text
 
@@ -161,13 +161,13 @@ FAULTS = [
 def sample_variant(
     folder: Path, fault: Fault | None = None, thread_sanitizer: bool = False
 ) -> Path:
-    text = variants.SAMPLE.read_text()
+    text = variants.SAMPLE.source.read_text()
     if fault is not None:
         assert text.count(fault.old) == 1, f"{fault.old!r} is not (once) in the kernel"
         text = text.replace(fault.old, fault.new)
     kernel = folder / "sample_kernels.cc"
     kernel.write_text(text)
-    return variants.build(variants.Variant((kernel,), thread_sanitizer))
+    return variants.build(variants.Variant((variants.Unit(kernel),), thread_sanitizer))
 
 
 def verdict(case: Case, result: Result) -> str:

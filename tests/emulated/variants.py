@@ -42,17 +42,22 @@ JOBS = 2
 
 
 @dataclass(frozen=True)
+class Unit:
+    """A source, and flags of its own."""
+
+    source: Path
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Variant:
     """One executable."""
 
-    kernels: tuple[Path, ...]
-    """Sources that define the kernels and find_kernel()."""
+    kernels: tuple[Unit, ...]
+    """What defines the kernels and find_kernel()."""
     thread_sanitizer: bool = False
     includes: tuple[Path, ...] = ()
     """Looked at before the real ones: planted faults."""
-    flags: tuple[str, ...] = ()
-    quiet: bool = False
-    """Warnings of the kernels are not shown (code that was made by a translator)."""
 
 
 def compiler() -> str:
@@ -113,16 +118,15 @@ def compiled(source: Path, flags: Sequence[str], tool: str | None = None) -> Pat
 def build(variant: Variant) -> Path:
     """The executable of a variant."""
     includes = [f"-I{path}" for path in (*variant.includes, *INCLUDES)]
-    plain = [*FLAGS, *includes, *variant.flags]
+    plain = [*FLAGS, *includes]
     checked = [*plain, "-fsanitize=thread"] if variant.thread_sanitizer else plain
     # The scheduler is not what is under test, and switches stacks.
     scheduler = [*plain, "-O2"]
     if variant.thread_sanitizer:
         scheduler.append("-DDPCOMM_EMULATED_TSAN")
-    kernels = [*checked, "-w"] if variant.quiet else checked
     work = [(source, scheduler) for source in RUNTIME]
     work += [(source, plain) for source in (*DRIVER, *PLAN)]
-    work += [(source, kernels) for source in variant.kernels]
+    work += [(unit.source, [*checked, *unit.flags]) for unit in variant.kernels]
     with locked("build"), ThreadPoolExecutor(JOBS) as pool:
         objects = list(pool.map(lambda item: compiled(*item), work))
         key = digest(compiler_version(), *(path.name for path in objects))
@@ -135,8 +139,12 @@ def build(variant: Variant) -> Path:
     return executable
 
 
-SAMPLE = HERE / "driver" / "sample_kernels.cc"
-SOURCE_KERNELS = (HERE / "driver" / "source_kernels.cc",)
+SAMPLE = Unit(HERE / "driver" / "sample_kernels.cc")
+SOURCE_PARTS = 4
+SOURCE_KERNELS = tuple(
+    Unit(HERE / "driver" / "source_kernels.cc", (f"-DDPCOMM_PART={part}",))
+    for part in range(SOURCE_PARTS)
+)
 
 
 def source_path(thread_sanitizer: bool = False) -> Path:

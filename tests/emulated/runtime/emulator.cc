@@ -108,7 +108,7 @@ struct Block {
   uint32_t over = 0;
   uint64_t pauses = 0;
   uint64_t pauses_since = 0;  ///< number of the event that `pauses` counts from
-  bool saw_abort = false;
+  uint32_t saw_abort = 0;     ///< a bit for each warp
   Mood mood;
   char* stacks = nullptr;
   char* shared = nullptr;
@@ -608,8 +608,12 @@ void before_flag(const void* place, uint32_t size, FlagAccess access, uint64_t) 
     case FlagAccess::kWord:
       return;
   }
-  const bool stores = access == FlagAccess::kStore || access == FlagAccess::kPacketStore;
-  if (stores && f.block->saw_abort) fail("published after it saw the abort word");
+  // A flag is the block's, a packet the warp's.
+  const uint32_t warp = 1u << f.thread / 32;
+  if ((access == FlagAccess::kStore && f.block->saw_abort != 0) ||
+      (access == FlagAccess::kPacketStore && (f.block->saw_abort & warp) != 0)) {
+    fail("published after it saw the abort word");
+  }
 }
 
 void after_flag(const void* place, FlagAccess access, uint64_t value) {
@@ -619,7 +623,9 @@ void after_flag(const void* place, FlagAccess access, uint64_t value) {
   } else if (access == FlagAccess::kWord) {
     const MemoryMap* map = world().options.memory;
     const Region* region = value != 0 && map != nullptr ? map->find(place, 4) : nullptr;
-    if (region != nullptr && region->abort_word) f.block->saw_abort = true;
+    if (region != nullptr && region->abort_word) {
+      f.block->saw_abort |= 1u << f.thread / 32;
+    }
     return;
   } else {
     f.polled = place;
