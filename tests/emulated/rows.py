@@ -133,15 +133,23 @@ def covering() -> list[Case]:
 
 
 def drawn(count: int, seed: int, **fixed: Any) -> list[Case]:
-    """Random cases; `fixed` holds some parameters."""
+    """Random cases; `fixed` holds some parameters, or the values to choose from in a tuple."""
     chosen = random.Random(seed)
     cases: list[Case] = []
     while len(cases) < count:
-        row = {name: chosen.choice(values) for name, values in PARAMETERS.items()} | fixed
+        row = {name: chosen.choice(values) for name, values in PARAMETERS.items()}
+        row |= {
+            k: chosen.choice(v) if isinstance(v, tuple) and k != "kernel" else v
+            for k, v in fixed.items()
+        }
         if allowed(row):
             cases.append(case_of(row, chosen.randrange(1, 1 << 30)))
     return cases
 
+
+#: Under ThreadSanitizer time goes with the square of the number of threads.
+FOR_THREADS = {"threads": 32, "virtual_ranks": False, "size": "rounds", "grains_per_slot": 1}
+FOR_THREADS |= {"slots": "least", "values": "mixed", "world": (2, 3, 4), "ctas": (1, 2)}
 
 #: What the campaign multiplies out; all else is drawn for each case.
 MULTIPLIED = ("wire", "dtype", "op", "world", "ctas", "slots", "size")

@@ -1,5 +1,6 @@
 #include "ranks.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/error.h"
@@ -76,11 +77,7 @@ void Ranks::make_states() {
     std::memcpy(table, ends.data(), ends.size() * sizeof(ChannelEnds));
     auto* counts = reinterpret_cast<ChannelCounts*>(
         state("counts", ends.size() * sizeof(ChannelCounts), MemoryClass::kState));
-    for (size_t i = 0; i < ends.size(); ++i) {
-      // As if so many messages had gone before.
-      counts[i] = ChannelCounts{case_.first_message, case_.first_message};
-      if (ends[i].credit != nullptr) const_cast<uint64_t&>(*ends[i].credit) = case_.first_message;
-    }
+    for (size_t i = 0; i < ends.size(); ++i) counts[i] = pretend_messages(ends[i]);
     abort_words_.push_back(
         reinterpret_cast<uint32_t*>(state("abort word", sizeof(uint32_t), MemoryClass::kHost)));
     waits_.push_back(reinterpret_cast<WaitRecord*>(state(
@@ -103,6 +100,20 @@ void Ranks::make_states() {
     made.look_every = case_.look_every;
     made.record_after = case_.record_after;
   }
+}
+
+/// As if case_.first_message messages had gone before over the channels of `ends`.
+ChannelCounts Ranks::pretend_messages(const ChannelEnds& ends) const {
+  const uint64_t last = case_.first_message;
+  if (ends.credit != nullptr) const_cast<uint64_t&>(*ends.credit) = last;
+  const uint64_t slots = case_.slots;
+  for (uint64_t message = last > slots ? last - slots + 1 : 1;
+       ends.arrival != nullptr && message <= last; ++message) {
+    const uint64_t* flag =
+        ends.arrival + (message - 1) % slots * (kFlagLineBytes / sizeof(uint64_t));
+    const_cast<uint64_t&>(*flag) = arrival_value(message, kTag);
+  }
+  return ChannelCounts{last, last};
 }
 
 void Ranks::make_tensors(const Operation& operation, int number) {
@@ -157,7 +168,7 @@ Launch Ranks::make_launch(const Operation& operation, const Tensors& tensors, in
   launch.name = name;
   launch.blocks_x = plan.blocks_x;
   launch.blocks_y = ranks;
-  launch.threads = case_.threads;
+  launch.threads = plan.kernel.packets ? std::min(case_.threads, kPacketThreads) : case_.threads;
   launch.device = launch.stream = launch.first_rank = first;
   launch.body = [args, body] { body(args); };
   return launch;

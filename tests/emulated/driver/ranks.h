@@ -37,6 +37,7 @@ class Ranks {
 
   void make_staging();
   void make_states();
+  ChannelCounts pretend_messages(const ChannelEnds& ends) const;
   void make_tensors(const Operation& operation, int number);
   Launch make_launch(const Operation& operation, const Tensors& tensors, int first, int ranks);
 

@@ -1,0 +1,56 @@
+"""The kernels from their sources (g++): the oracle's bits, no race, deadlocks that name themselves."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+import rows
+from emulate import Case, Emulation, Operation, check
+
+RANDOM_CASES = 60
+
+
+def test_every_pair_of_choices_gives_the_bits_of_the_oracle(source: Emulation) -> None:
+    check(source, rows.covering())
+
+
+def test_random_cases_give_the_bits_of_the_oracle(source: Emulation) -> None:
+    seed = secrets.randbits(32)
+    print("seed", seed)
+    check(source, rows.drawn(RANDOM_CASES, seed))
+
+
+def test_full_blocks(source: Emulation) -> None:
+    """As many threads as a block may have, and slots as large as real ones."""
+    operations = tuple(
+        Operation(algorithm=algorithm, count=70_001, wire=wire, ctas=2)
+        for algorithm in ("ring", "two_shot")
+        for wire in ("native", "fp16")
+    )
+    check(source, [Case(3, operations, ctas=2, threads=512, slots=4, slot_bytes=32 << 10)])
+
+
+def test_there_is_no_race(source_threads: Emulation) -> None:
+    """ThreadSanitizer on each schedule and on packets, on few slots."""
+    cases = [
+        case
+        for number, kernel in enumerate(rows.KERNELS)
+        for case in rows.drawn(2, number, **rows.FOR_THREADS, kernel=kernel)
+    ]
+    check(source_threads, cases)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(24 * 3600)
+@pytest.mark.parametrize("kernel", rows.KERNELS, ids=lambda kernel: "-".join(map(str, kernel)))
+def test_the_whole_product(source: Emulation, kernel: tuple[str, str, bool]) -> None:
+    seed = secrets.randbits(32)
+    print("seed", seed)
+    batch: list[Case] = []
+    for case in rows.everything(kernel, seed):
+        batch.append(case)
+        if len(batch) == 500:
+            check(source, batch)
+            batch = []
+    check(source, batch)
