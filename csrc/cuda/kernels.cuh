@@ -157,12 +157,13 @@ DPCOMM_DEVICE void load_tables(Block& block) {
   uint64_t* ends = reinterpret_cast<uint64_t*>(block.ends);
   uint64_t* counts = reinterpret_cast<uint64_t*>(block.counts);
   const char* ends_from = reinterpret_cast<const char*>(rank.ends + from);
-  const char* counts_from = reinterpret_cast<const char*>(rank.counts + from);
+  const uint64_t* counts_from = reinterpret_cast<const uint64_t*>(rank.counts + from);
   for (uint32_t i = thread(); i < channels * kEndWords; i += threads()) {
     ends[i] = load_one<uint64_t>(ends_from + 8 * i);
   }
+  // Those of channels that another lane uses may change at this moment; they are not looked at.
   for (uint32_t i = thread(); i < channels * kCountWords; i += threads()) {
-    counts[i] = load_one<uint64_t>(counts_from + 8 * i);
+    counts[i] = load_flag_relaxed(counts_from + i);
   }
   for (uint32_t i = thread(); i < channels; i += threads()) block.received[i] = block.sent[i] = 0;
 }
@@ -174,8 +175,11 @@ DPCOMM_DEVICE void store_counts(Block& block) {
   ChannelCounts* to =
       rank.counts + (block.cta * rank.channel_lanes + block.first_lane) * rank.world;
   for (uint32_t i = thread(); i < channels; i += threads()) {
-    if (block.received[i]) store_one(&to[i].received, block.counts[i].received + block.received[i]);
-    if (block.sent[i]) store_one(&to[i].sent, block.counts[i].sent + block.sent[i]);
+    const ChannelCounts& before = block.counts[i];
+    if (block.received[i]) {
+      store_flag_relaxed(&to[i].received, before.received + block.received[i]);
+    }
+    if (block.sent[i]) store_flag_relaxed(&to[i].sent, before.sent + block.sent[i]);
   }
 }
 

@@ -1,4 +1,4 @@
-"""The kernels from their sources (g++): the oracle's bits, no race, deadlocks that name themselves."""
+"""The kernels from their sources (g++): the oracle's bits, and no race."""
 
 from __future__ import annotations
 
