@@ -27,10 +27,12 @@ const void* kernel_symbol(const KernelId& kernel) {
   if (kernel == KernelId{DeviceElement::kBytes, WireFormat::kNative, false}) {
     return reinterpret_cast<const void*>(&collective_bytes_native);
   }
-#define DPCOMM_KERNEL(Element, element, Wire, wire)                                        \
+// Not `element` and `wire`: the parameters of a macro would replace the members of those names.
+#define DPCOMM_KERNEL(Element, element_name, Wire, wire_name)                              \
   if (kernel.element == DeviceElement::k##Element && kernel.wire == WireFormat::k##Wire) { \
-    return kernel.packets ? reinterpret_cast<const void*>(&packets_##element##_##wire)     \
-                          : reinterpret_cast<const void*>(&collective_##element##_##wire); \
+    return kernel.packets                                                                  \
+               ? reinterpret_cast<const void*>(&packets_##element_name##_##wire_name)      \
+               : reinterpret_cast<const void*>(&collective_##element_name##_##wire_name);  \
   }
 #include "cuda/kernels.def"
 #undef DPCOMM_KERNEL
