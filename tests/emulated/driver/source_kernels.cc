@@ -37,13 +37,13 @@
 namespace dpcomm::emulated {
 namespace {
 
-#define DPCOMM_ENTRY(Element, Wire, element, wire)                                          \
+#define DPCOMM_ENTRY(Element, element, Wire, wire)                                          \
   {"collective_" #element "_" #wire,                                                        \
    [](const KernelArgs& args) { gpu::run_schedule<gpu::Wire<gpu::Element>, true>(args); }}, \
       {"packets_" #element "_" #wire,                                                       \
        [](const KernelArgs& args) { gpu::run_packets<gpu::Wire<gpu::Element>>(args); }},
-#define DPCOMM_KERNEL(Element, Wire, element, wire) \
-  DPCOMM_KERNELS_OF_##Element(Element, Wire, element, wire)
+#define DPCOMM_KERNEL(Element, element, Wire, wire) \
+  DPCOMM_KERNELS_OF_##Element(Element, element, Wire, wire)
 
 const SourceKernel kKernels[] = {
 #if DPCOMM_PART == 0
