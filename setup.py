@@ -4,7 +4,9 @@ Environment variables of the build (docs/installing.md):
 
 - DPCOMM_TORCH: auto (default; the torch of the environment that is installed into, else none), on
   (no torch is an error), off, or a path to a site-packages folder or to torch's own folder.
-- DPCOMM_CUDA: auto, on or off. This version has no CUDA part, so `on` is an error.
+- DPCOMM_CUDA: auto (default; with CUDA where there is nvcc 12.8 or newer), on (no nvcc is an error)
+  or off. CUDA_HOME (or CUDA_PATH) names CUDA's folder; else nvcc on PATH, in /usr/local/cuda, or of
+  the package nvidia-cuda-nvcc is taken. TORCH_CUDA_ARCH_LIST: as for torch's own extensions.
 - DPCOMM_WERROR: 1 makes compiler warnings errors.
 - MAX_JOBS: compilers at once. CMAKE_ARGS: further arguments of CMake. CXX: the compiler.
 """
@@ -31,6 +33,18 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 SUPPORTED_TORCH = ((2, 12), (2, 14))
+OLDEST_CUDA = (12, 8)
+OLDEST_ARCHITECTURE = 75
+ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+NAMED_ARCHITECTURES = {  # torch's names
+    "Turing": "7.5+PTX",
+    "Ampere": "8.0;8.6+PTX",
+    "Ampere+Tegra": "8.7",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+    "Blackwell+Tegra": "11.0",
+}
 
 
 def say(text: str) -> None:
@@ -126,13 +140,93 @@ def check_torch(version: str) -> None:
         say(f"torch {version} is newer than what dpcomm was tested with (2.12 to 2.14).")
 
 
-def check_cuda() -> None:
-    """There is no CUDA part yet: whoever demands it shall not get a CPU build by accident."""
+def cuda_wish() -> str:
+    """auto, on or off."""
     wish = os.environ.get("DPCOMM_CUDA", "").strip().lower() or "auto"
-    if wish in ("on", "1", "yes"):
-        fail("DPCOMM_CUDA=on, but this version of dpcomm has no CUDA part. Use auto or off.")
-    if wish not in ("auto", "off", "0", "no"):
+    wish = {"1": "on", "yes": "on", "0": "off", "no": "off"}.get(wish, wish)
+    if wish not in ("auto", "on", "off"):
         fail(f"DPCOMM_CUDA={wish}: use auto, on or off.")
+    return wish
+
+
+def nvcc_candidates() -> list[Path]:
+    """Where nvcc may be, likeliest first. A folder that the user names is the only one."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if os.environ.get(variable):
+            return [Path(os.environ[variable]) / "bin" / "nvcc"]
+    on_path = shutil.which("nvcc")
+    candidates = [Path(on_path)] if on_path else []
+    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    for folder in torch_folders():  # the site-packages of the environment that is installed into
+        candidates += sorted(folder.parent.glob("nvidia/cu*/bin/nvcc"), reverse=True)
+    return candidates
+
+
+def nvcc_says(nvcc: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            [str(nvcc), *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+@functools.cache
+def find_nvcc() -> tuple[Path, str] | None:
+    """nvcc and the version of its CUDA as DPCOMM_CUDA wants them; None to build without CUDA."""
+    wish = cuda_wish()
+    if wish == "off":
+        return None
+    looked = []
+    for nvcc in nvcc_candidates():
+        match = re.search(r"release (\d+)\.(\d+)", nvcc_says(nvcc, "--version"))
+        if match is None:
+            looked.append(f"  {nvcc}: {'does not run' if nvcc.exists() else 'is not there'}")
+        elif (int(match.group(1)), int(match.group(2))) < OLDEST_CUDA:
+            looked.append(f"  {nvcc}: CUDA {match.group(1)}.{match.group(2)}")
+        else:
+            return nvcc, f"{match.group(1)}.{match.group(2)}"
+    places = "\n".join(looked)
+    oldest = ".".join(map(str, OLDEST_CUDA))
+    if wish == "on":
+        fail(
+            f"DPCOMM_CUDA=on, but there is no nvcc of CUDA {oldest} or newer:\n{places}\n"
+            "Set CUDA_HOME to the folder that has bin/nvcc, or DPCOMM_CUDA to auto or off."
+        )
+    say(
+        f"dpcomm is built WITHOUT its CUDA part: there is no nvcc of CUDA {oldest} or newer:\n"
+        f"{places}\n"
+        "Arrays on the CPU will work. For CUDA devices install the toolkit (or set CUDA_HOME),\n"
+        "then dpcomm again: pip install --force-reinstall --no-deps --no-cache-dir dpcomm"
+    )
+    return None
+
+
+def cuda_architectures(nvcc: Path) -> list[str]:
+    """What to compile for, such as ["80", "90", "120+PTX"], as TORCH_CUDA_ARCH_LIST wants it."""
+    wish = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    known = set(re.findall(r"compute_(\w+)", nvcc_says(nvcc, "--list-gpu-arch")))
+    entries: list[str] = []
+    for entry in re.split(r"[;,\s]+", wish or ARCHITECTURES):
+        entries += NAMED_ARCHITECTURES.get(entry, entry).split(";")
+    found: list[str] = []
+    for entry in filter(None, entries):
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
+        if match is None:
+            fail(f"TORCH_CUDA_ARCH_LIST={wish}: '{entry}' is not like 9.0, 9.0+PTX or Hopper.")
+            raise AssertionError
+        number = match.group(1) + match.group(2)
+        if int(number) < OLDEST_ARCHITECTURE:
+            say(f"dpcomm leaves out CUDA architecture {entry}: its kernels need 7.5 or newer.")
+        elif known and number not in known:
+            if wish:
+                fail(f"TORCH_CUDA_ARCH_LIST={wish}: {nvcc} does not know {entry}.")
+        else:
+            found.append(number + (match.group(3) or "") + (match.group(4) or ""))
+    if not found:
+        fail(f"TORCH_CUDA_ARCH_LIST={wish} leaves no architecture that dpcomm has kernels for.")
+    return list(dict.fromkeys(found))
 
 
 def tool(name: str, folder_attribute: str) -> str:
@@ -179,14 +273,16 @@ class BuildExtensions(build_ext):
     """Runs CMake once for all extension modules."""
 
     def run(self) -> None:
-        check_cuda()
+        nvcc = find_nvcc()
         torch = find_torch()
         if torch is not None:
             check_torch(torch[1])
             print(f"dpcomm: building for torch {torch[1]} at {torch[0]}", flush=True)
+        if nvcc is not None:
+            print(f"dpcomm: building for CUDA {nvcc[1]} with {nvcc[0]}", flush=True)
         # Not setuptools' temporary folder: this one is kept, so that a second build is quick.
         build = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
-        arguments = self.configure_arguments(torch)
+        arguments = self.configure_arguments(torch, nvcc)
         cmake = tool("cmake", "CMAKE_BIN_DIR")
         self.configure(cmake, build, arguments)
         self.call([cmake, "--build", str(build), "-j", str(jobs())])
@@ -194,6 +290,7 @@ class BuildExtensions(build_ext):
         # Away with the old ones: a process that has one loaded keeps it, instead of crashing.
         for old in (prefix / "dpcomm").glob(f"*{sysconfig.get_config_var('EXT_SUFFIX')}"):
             old.unlink()
+        (prefix / "dpcomm" / "libdpcomm_cuda.so").unlink(missing_ok=True)
         self.call([cmake, "--install", str(build), "--prefix", str(prefix)])
 
     def configure(self, cmake: str, build: Path, arguments: list[str]) -> None:
@@ -216,7 +313,9 @@ class BuildExtensions(build_ext):
         """The folder that gets dpcomm/_core...so: the sources for an editable install."""
         return ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()
 
-    def configure_arguments(self, torch: tuple[Path, str] | None) -> list[str]:
+    def configure_arguments(
+        self, torch: tuple[Path, str] | None, nvcc: tuple[Path, str] | None
+    ) -> list[str]:
         arguments = [
             "-G",
             "Ninja",
@@ -225,14 +324,21 @@ class BuildExtensions(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11_folder()}",
             f"-DDPCOMM_TORCH_ROOT={torch[0] if torch else ''}",
+            f"-DDPCOMM_NVCC={nvcc[0] if nvcc else ''}",
             f"-DDPCOMM_WERROR={os.environ.get('DPCOMM_WERROR') or 'OFF'}",
         ]
+        if nvcc is not None:
+            architectures = ";".join(cuda_architectures(nvcc[0]))
+            arguments.append(f"-DDPCOMM_CUDA_ARCHITECTURES={architectures}")
         return arguments + shlex.split(os.environ.get("CMAKE_ARGS", ""))
 
     def call(self, command: list[str]) -> None:
         print("dpcomm:", shlex.join(command), flush=True)
+        # nvcc compiles for several architectures at once; in the environment, not in the command
+        # lines, which would make everything be built again.
+        flags = f"--threads={jobs()} {os.environ.get('NVCC_APPEND_FLAGS', '')}".strip()
         try:
-            subprocess.run(command, check=True)
+            subprocess.run(command, check=True, env={**os.environ, "NVCC_APPEND_FLAGS": flags})
         except subprocess.CalledProcessError as error:
             fail(
                 f"`{command[0]} {command[1]} ...` ended with {error.returncode}; its messages are"

@@ -30,7 +30,7 @@ class BuildRecord:
     Attributes:
         torch: version of torch, such as "2.13.0+cpu"; None: built without the torch backend.
         cuda: version of the CUDA toolkit; None: no CUDA part.
-        architectures: CUDA architectures, such as ("80", "90").
+        architectures: CUDA architectures, such as ("80", "90", "120+PTX").
         compiler: name and version, such as "GNU 12.2.0".
         build_type: CMake's, such as "Release".
         processor: such as "x86_64".

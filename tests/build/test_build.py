@@ -40,13 +40,16 @@ class Environment:
         self.site_packages = next((folder / "lib").glob("python3*/site-packages"))
         for entry in HERE.iterdir():
             name = entry.name
-            own = name.startswith(("dpcomm", "__editable__", "__pycache__")) or entry.suffix == ".pth"
+            own = (
+                name.startswith(("dpcomm", "__editable__", "__pycache__")) or entry.suffix == ".pth"
+            )
             wanted = packages is None or re.split(r"[-.]", name)[0] in packages
             if wanted and not own:
                 (self.site_packages / name).symlink_to(entry)
 
     def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         keep = {k: v for k, v in os.environ.items() if not k.startswith(("DPCOMM_", "PYTHON"))}
+        keep["DPCOMM_CUDA"] = "off"  # nvcc takes minutes; test_cuda_part asks for it
         return subprocess.run(
             command,
             cwd=self.site_packages,
@@ -68,7 +71,9 @@ class Environment:
 
     def python_says(self, program: str) -> str:
         """What a program prints; it must end well, which an abort of the interpreter is not."""
-        done = self.run(str(self.python), "-P" if sys.version_info >= (3, 11) else "-s", "-c", program)
+        done = self.run(
+            str(self.python), "-P" if sys.version_info >= (3, 11) else "-s", "-c", program
+        )
         assert done.returncode == 0, f"ended with {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
@@ -264,6 +269,37 @@ def free_wheel(
     return wheel
 
 
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_cuda_part(tree: Path, without_torch: Environment, tmp_path: Path) -> None:
+    """The last build of this tree: for one architecture, without the torch binding."""
+    wheel = build_wheel(
+        without_torch, tree, tmp_path / "wheel", DPCOMM_CUDA="on", TORCH_CUDA_ARCH_LIST="9.0"
+    )
+    assert "dpcomm/libdpcomm_cuda.so" in members(wheel)
+    target = tmp_path / "installed"
+    without_torch.pip("install", "--no-deps", "--no-index", "--target", str(target), str(wheel))
+    library = target / "dpcomm" / "libdpcomm_cuda.so"
+    needed = subprocess.run(["ldd", str(library)], capture_output=True, text=True, timeout=60)
+    assert "cuda" not in needed.stdout.replace(str(library), ""), "CUDA's runtime is linked in"
+    symbols = subprocess.run(
+        ["nm", "-D", "--defined-only", str(library)], capture_output=True, text=True, timeout=60
+    ).stdout.split()[2::3]
+    assert symbols == ["dpcomm_cuda_plugin"]
+    said = without_torch.python_says(
+        f"""
+import sys
+sys.path.insert(0, {str(target)!r})
+from dpcomm import _build, _core
+assert not [l for l in open("/proc/self/maps") if "libdpcomm_cuda" in l], "loaded too early"
+record = _build.build_record()
+print(record.cuda is not None, record.architectures)
+count, why = _core.device_count()
+print(count > 0 or "driver is missing" in why or "none is visible" in why or why)
+"""
+    )
+    assert said == "True ('90',)\nTrue\n"
+
+
 def test_without_torch_the_rest_installs_and_works(
     free_wheel: Path, without_torch: Environment, tmp_path: Path
 ) -> None:
@@ -273,6 +309,7 @@ def test_without_torch_the_rest_installs_and_works(
     said = without_torch.python_says(
         """
 import dpcomm, dpcomm._core
+print(dpcomm._core.device_count())
 print(dpcomm._core.wire_best_isa() in dpcomm._core.wire_isas())
 import dpcomm.backend
 try:
@@ -281,7 +318,7 @@ except ImportError as error:
     print(error)
 """
     )
-    assert said.startswith("True\n")
+    assert said.startswith("(0, 'no CUDA device: this build has no CUDA part')\nTrue\n")
     assert "pip install torch\n" in said
     assert "pip install --force-reinstall" in said
 

@@ -100,7 +100,9 @@ def test_record_of_this_build() -> None:
     assert record is not None
     assert record.build_type
     assert " " in record.compiler
-    assert record.cuda is None
+    plugin = Path(_build.__file__).parent / "libdpcomm_cuda.so"
+    assert (record.cuda is not None) == plugin.is_file()
+    assert (record.cuda is not None) == bool(record.architectures)
 
 
 def test_sources_that_were_not_built(tmp_path: Path) -> None:
