@@ -66,11 +66,20 @@ bool wait_for_ticket(const Communicator& communicator, uint64_t ticket, millisec
 }
 
 PyWork::~PyWork() {
-  if (!done()) shared_->flying.push_back(std::move(flight_));
+  if (!shared_->done(flight_)) shared_->flying.push_back(std::move(flight_));
+}
+
+bool PyWork::done() {
+  if (succeeded_) return true;
+  if (!shared_->done(flight_)) return false;
+  // A failure that comes later is none of this operation's.
+  succeeded_ = !flight_.work && shared_->communicator->failure() == nullptr;
+  return true;
 }
 
 py::object PyWork::wait(const std::optional<double>& timeout, const py::object& stream) {
   if (flight_.work || timeout) return synchronize(timeout);
+  if (succeeded_) return flight_.result;
   if (const std::exception_ptr failure = shared_->communicator->failure()) {
     std::rethrow_exception(failure);
   }
@@ -91,8 +100,8 @@ py::object PyWork::synchronize(const std::optional<double>& timeout) {
   with_signals([&](const auto& interrupted) {
     if (flight_.work) {
       flight_.work->wait(limit, interrupted);
-    } else {
-      wait_for_ticket(*shared_->communicator, flight_.ticket, limit, interrupted);
+    } else if (!succeeded_) {
+      succeeded_ = wait_for_ticket(*shared_->communicator, flight_.ticket, limit, interrupted);
     }
   });
   return flight_.result;

@@ -56,7 +56,7 @@ class PyWork {
   PyWork& operator=(const PyWork&) = delete;
   ~PyWork();
 
-  bool done() const { return shared_->done(flight_); }
+  bool done();
   /// On the CPU, the result is there on return; on a device, it is there for what `stream` (none:
   /// the caller's stream of the operation) gets from now on.
   pybind11::object wait(const std::optional<double>& timeout, const pybind11::object& stream);
@@ -67,6 +67,7 @@ class PyWork {
   std::shared_ptr<Shared> shared_;
   Flight flight_;
   uintptr_t stream_;
+  bool succeeded_ = false;  // on a device: seen complete while there was no failure
 };
 
 }  // namespace dpcomm
