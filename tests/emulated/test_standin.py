@@ -33,6 +33,7 @@ def device(rank: int, world: int) -> None:
     check_training()
     check_streams(module)
     check_memory(module)
+    check_graph(module)
 
 
 def check_tensors() -> None:
@@ -103,6 +104,27 @@ def check_memory(module: Any) -> None:
         del tensor
         module.synchronize()
         assert copy.cpu().tolist() == [5.0 if recorded else POISON] * 64
+
+
+def check_graph(module: Any) -> None:
+    side = torch.Stream(device=DEVICE)
+    source, target = torch.zeros(3, device=DEVICE), torch.zeros(3, device=DEVICE)
+    module.synchronize()
+    with side:
+        module.begin_capture()
+        target.copy_(torch.empty_like(source).copy_(source))
+        graph = module.end_capture()
+        side.synchronize()
+        assert target.cpu().tolist() == [0] * 3
+        for value in [1, 2]:
+            source.fill_(value)
+            module.replay(graph)
+            assert target.cpu().tolist() == [value] * 3
+        module.begin_capture()
+        with pytest.raises(RuntimeError, match="captur"):
+            target.cpu()
+        with pytest.raises(RuntimeError, match="captur"):
+            module.end_capture()
 
 
 def test_device(device_env: dict[str, str]) -> None:

@@ -316,6 +316,45 @@ def test_streams(device_env: dict[str, str]) -> None:
     launch(streams, 3, env=device_env)
 
 
+def graph(rank: int, world: int) -> None:
+    """Calls that a stream captures: no host waits on the way, and replays give new results."""
+    module = begin()
+    given, taken = torch.zeros(600, device=DEVICE), torch.zeros(4, 600, device=DEVICE)
+    whole = torch.zeros(world * 600, device=DEVICE)
+    side = torch.Stream(device=DEVICE)
+    dist.all_reduce(torch.ones(1, device=DEVICE))  # connects the devices
+    module.synchronize()
+    with side:
+        module.begin_capture()
+        taken[0].copy_(given)
+        dist.all_reduce(taken[0])
+        taken[1].copy_(given)
+        work = dist.all_reduce(taken[1], dist.ReduceOp.MAX, async_op=True)
+        strided = torch.empty(30, 20, device=DEVICE).t()
+        strided.copy_(given.view(20, 30))
+        second = dist.all_reduce(strided, async_op=True)
+        work.wait()
+        second.wait()
+        taken[2].view(20, 30).copy_(strided)
+        dist.all_gather_into_tensor(whole, given)
+        captured = module.end_capture()
+        for step in range(3):
+            given.fill_(step * 10 + rank)
+            module.replay(captured)
+            taken[3].copy_(taken[0])
+            dist.all_reduce(taken[3])  # between the replays
+            total = sum(step * 10 + r for r in range(world))
+            expected = torch.tensor([total, step * 10 + world - 1, total, total * world])
+            assert torch.equal(taken.cpu(), expected.float()[:, None].expand(4, 600))
+            gathered = torch.arange(world).float()[:, None].expand(world, 600) + step * 10
+            assert torch.equal(whole.cpu().view(world, 600), gathered)
+    end()
+
+
+def test_graph(device_env: dict[str, str]) -> None:
+    launch(graph, 2, env=device_env)
+
+
 # --- DDP ------------------------------------------------------------------------------------------
 def train(device: str, rank: int, steps: int) -> list[Any]:
     """The parameters after some steps of DDP."""

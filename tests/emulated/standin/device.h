@@ -7,7 +7,8 @@
 // other, and runs at once on the CPU. What is not ordered by events shows as a wrong result.
 //
 // Memory. What is freed is overwritten as soon as the stream that allocated it, and those that
-// record_stream() named, have come to that point. A use that nobody recorded shows as kPoison.
+// record_stream() named, have come to that point. A use that nobody recorded shows as kPoison. What
+// a stream uses that captures a graph is never freed.
 #pragma once
 
 #include <c10/core/Allocator.h>
@@ -34,8 +35,10 @@ void check(cudaError_t error, const char* what);
 c10::Stream current_stream(c10::DeviceIndex device);
 cudaStream_t native(const c10::Stream& stream);
 
-/// Puts `body` into the current stream of the current device.
-void enqueue(std::function<void()> body);
+bool is_capturing(cudaStream_t stream);
+
+/// Puts `function` into the current stream of the current device.
+void enqueue(std::function<void()> function);
 /// Blocks the host until the current stream of the current device is through.
 void synchronize();
 

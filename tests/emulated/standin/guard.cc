@@ -137,9 +137,7 @@ struct GuardImpl final : c10::impl::DeviceGuardImplInterface {
   }
   bool isStreamCapturing(const c10::Stream& stream) const override {
     const OnDevice on(stream.device_index());
-    int status = 0;
-    STANDIN_CHECK(cudaStreamIsCapturing(native(stream), &status));
-    return status != 0;
+    return is_capturing(native(stream));
   }
   void synchronizeDevice(const c10::DeviceIndex device) const override {
     const OnDevice on(device);
@@ -190,9 +188,16 @@ struct GuardImpl final : c10::impl::DeviceGuardImplInterface {
 
 C10_REGISTER_GUARD_IMPL(PrivateUse1, GuardImpl)
 
+/// What a stream runs: once, or as often as the graph that captured it.
+struct Body {
+  std::function<void()> function;
+  bool captured;
+};
+
 void run_body(void* data) {
-  const std::unique_ptr<std::function<void()>> body(static_cast<std::function<void()>*>(data));
-  (*body)();
+  auto* body = static_cast<Body*>(data);
+  body->function();
+  if (!body->captured) delete body;
 }
 
 }  // namespace
@@ -214,11 +219,17 @@ cudaStream_t native(const c10::Stream& stream) {
   return all.handles.at(stream.id());
 }
 
-void enqueue(std::function<void()> body) {
-  auto data = std::make_unique<std::function<void()>>(std::move(body));
+bool is_capturing(cudaStream_t stream) {
+  int status = 0;
+  STANDIN_CHECK(cudaStreamIsCapturing(stream, &status));
+  return status != 0;
+}
+
+void enqueue(std::function<void()> function) {
   const cudaStream_t stream = native(current_stream(current_device().index()));
-  STANDIN_CHECK(cudaLaunchHostFunc(stream, &run_body, data.get()));
-  data.release();
+  auto body = std::make_unique<Body>(Body{std::move(function), is_capturing(stream)});
+  STANDIN_CHECK(cudaLaunchHostFunc(stream, &run_body, body.get()));
+  body.release();
 }
 
 void synchronize() {

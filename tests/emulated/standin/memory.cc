@@ -1,4 +1,5 @@
 // Memory of the stand-in: blocks of the fake runtime's memory, overwritten once they are free.
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <map>
@@ -68,15 +69,26 @@ void free_block(void* data) {
     heap().used.erase(found);
     stream = reaper(block->stream.device_index());
   }
-  int capturing = 0;
-  STANDIN_CHECK(cudaStreamIsCapturing(native(block->stream), &capturing));
-  if (capturing != 0) return;  // the graph will use it again
-  wait_for(stream, native(block->stream));
+  std::vector<cudaStream_t> users{native(block->stream)};
   for (const int64_t id : block->recorded) {
-    wait_for(stream, native(c10::Stream(c10::Stream::UNSAFE, block->stream.device(), id)));
+    users.push_back(native(c10::Stream(c10::Stream::UNSAFE, block->stream.device(), id)));
   }
+  if (std::any_of(users.begin(), users.end(), &is_capturing)) return;
+  for (const cudaStream_t user : users) wait_for(stream, user);
   heap().waiting.fetch_add(1);
   STANDIN_CHECK(cudaLaunchHostFunc(stream, &poison, block));
+}
+
+/// Also while a stream captures.
+void* new_memory(size_t bytes) {
+  int mode = kCaptureRelaxed;
+  STANDIN_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
+  void* data = nullptr;
+  const cudaError_t error = cudaMalloc(&data, bytes);
+  STANDIN_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
+  check(error, "cudaMalloc");
+  std::memset(data, kPoison, bytes);
+  return data;
 }
 
 struct StandinAllocator final : c10::Allocator {
@@ -95,10 +107,7 @@ struct StandinAllocator final : c10::Allocator {
         heap().free.erase(found);
       }
     }
-    if (data == nullptr) {
-      STANDIN_CHECK(cudaMalloc(&data, bytes));
-      std::memset(data, kPoison, bytes);
-    }
+    if (data == nullptr) data = new_memory(bytes);
     const std::lock_guard<std::mutex> lock(heap().mutex);
     heap().used[data] = new Block{data, bytes, current_stream(device.index()), {}};
     return {data, data, &free_block, device};

@@ -57,6 +57,24 @@ void sleep_ms(int64_t milliseconds) {
   enqueue([=] { std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds)); });
 }
 
+cudaStream_t current() { return native(current_stream(guard().getDevice().index())); }
+
+void begin_capture() { STANDIN_CHECK(cudaStreamBeginCapture(current(), kCaptureGlobal)); }
+
+/// The executable graph, which lives as long as the process.
+uintptr_t end_capture() {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  STANDIN_CHECK(cudaStreamEndCapture(current(), &graph));
+  STANDIN_CHECK(cudaGraphInstantiate(&executable, graph, 0));
+  STANDIN_CHECK(cudaGraphDestroy(graph));
+  return reinterpret_cast<uintptr_t>(executable);
+}
+
+void replay(uintptr_t executable) {
+  STANDIN_CHECK(cudaGraphLaunch(reinterpret_cast<cudaGraphExec_t>(executable), current()));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
@@ -72,6 +90,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       py::call_guard<py::gil_scoped_release>());
   module.def("sleep_ms", &sleep_ms, py::arg("milliseconds"),
              "Lets the current stream sleep; returns at once.");
+  module.def("begin_capture", &begin_capture,
+             "Lets the current stream, which may not be the default one, capture a graph.");
+  module.def("end_capture", &end_capture, "Returns the graph, for replay().");
+  module.def("replay", &replay, py::arg("graph"));
   module.def(
       "recorded_streams",
       [](const at::Tensor& tensor) { return recorded_streams(tensor.storage().data()); },
