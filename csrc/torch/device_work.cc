@@ -97,6 +97,7 @@ bool DeviceWork::isSuccess() const { return exception() == nullptr; }
 
 void DeviceWork::synchronize() {
   check_owner();
+  if (succeeded_) return;
   try {
     end_.join(*communicator_);
   } catch (const Error& error) {

@@ -192,7 +192,14 @@ def streams(rank: int, world: int) -> None:
     check_future(module, rank, world)
     check_freed_memory(module, rank, world)
     check_barrier(module, rank, world)
+    tensor = torch.ones(10, device=DEVICE)
+    works = [dist.all_reduce(tensor, async_op=True) for _ in range(2)]
+    works[1].wait(timedelta(seconds=DEADLINE_S))
     end()
+    for work in works:  # the group is gone, and its calls were complete
+        work.wait()
+        assert work.is_completed()
+    assert torch.equal(tensor.cpu(), torch.full((10,), float(world**2)))
 
 
 def check_order(module: Any, rank: int, world: int) -> None:
