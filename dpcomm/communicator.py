@@ -50,10 +50,12 @@ def _default_init() -> str:
     return f"tcp://{address}:{port}"
 
 
-def _maker(array: Any, operation: str) -> tuple[tuple[int, ...], Callable[[tuple[int, ...]], Any]]:
+def _maker(
+    array: Any, operation: str, stream: Any
+) -> tuple[tuple[int, ...], Callable[[tuple[int, ...]], Any]]:
     """The shape of an array, and what makes a result of its kind: NumPy, or CuPy on a device."""
     if on_device(array):
-        return empty_maker(array, operation)
+        return empty_maker(array, operation, stream)
     import numpy
 
     try:
@@ -253,7 +255,7 @@ class Communicator:
             ``out``; or a Work whose ``wait()`` returns it.
         """
         if out is None:
-            shape, empty = _maker(array, "all_gather")
+            shape, empty = _maker(array, "all_gather", stream)
             out = empty((self.world_size, *shape))
         settings = _core.Settings(
             None, algorithm, timeout, async_op, caller_stream(stream, array, out)
@@ -285,7 +287,7 @@ class Communicator:
             :meth:`all_reduce`.
         """
         if out is None:
-            shape, empty = _maker(array, "reduce_scatter")
+            shape, empty = _maker(array, "reduce_scatter", stream)
             if not shape or shape[0] % self.world_size:
                 raise UsageError(
                     f"reduce_scatter: the first dimension of shape {shape} is not a multiple "

@@ -87,8 +87,12 @@ def on_device(array: Any) -> bool:
     return hasattr(array, "__cuda_array_interface__")
 
 
-def empty_maker(array: Any, operation: str) -> tuple[tuple[int, ...], Any]:
+def empty_maker(array: Any, operation: str, stream: Any) -> tuple[tuple[int, ...], Any]:
     """The shape of an array on a device, and a function that makes another one of a given shape.
+
+    Args:
+        stream: The caller's, or None for the library's current one: memory that work of one stream
+            still uses must not be handed to another.
 
     Raises:
         UsageError: dpcomm cannot make arrays of this kind.
@@ -102,7 +106,11 @@ def empty_maker(array: Any, operation: str) -> tuple[tuple[int, ...], Any]:
 
     def empty(shape: tuple[int, ...]) -> Any:
         with array.device:
-            return cupy.empty(shape, array.dtype)
+            if stream is None:
+                return cupy.empty(shape, array.dtype)
+            handle = _legacy(stream_handle(stream))
+            with cupy.cuda.ExternalStream(handle) if handle else cupy.cuda.Stream.null:
+                return cupy.empty(shape, array.dtype)
 
     return tuple(array.shape), empty
 

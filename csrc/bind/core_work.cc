@@ -25,14 +25,22 @@ Shared::~Shared() {
   communicator.reset();  // closes it: no operation is in flight any more
 }
 
+bool Shared::over(const Flight& flight) const noexcept {
+  try {
+    return done(flight);
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
 void Shared::sweep() {
-  std::list<Flight> over;      // released last: a buffer's owner may run any code
+  std::list<Flight> ended;      // released last: a buffer's owner may run any code
   uint64_t open = UINT64_MAX;  // a ticket that is not over; nor are those after it
   for (auto flight = flying.begin(); flight != flying.end();) {
     const auto next = std::next(flight);
     if (flight->work != nullptr || flight->ticket < open) {
-      if (done(*flight)) {
-        over.splice(over.end(), flying, flight);
+      if (over(*flight)) {
+        ended.splice(ended.end(), flying, flight);
       } else if (flight->work == nullptr) {
         open = flight->ticket;
       }
@@ -66,7 +74,7 @@ bool wait_for_ticket(const Communicator& communicator, uint64_t ticket, millisec
 }
 
 PyWork::~PyWork() {
-  if (!shared_->done(flight_)) shared_->flying.push_back(std::move(flight_));
+  if (!shared_->over(flight_)) shared_->flying.push_back(std::move(flight_));
 }
 
 bool PyWork::done() {

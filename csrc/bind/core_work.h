@@ -36,6 +36,8 @@ struct Shared {
   bool done(const Flight& flight) const {
     return flight.work ? flight.work->done() : communicator->complete(flight.ticket);
   }
+  /// The same, but false where the device does not answer any more; never throws.
+  bool over(const Flight& flight) const noexcept;
   /// Lets go of what is over.
   void sweep();
 };

@@ -261,14 +261,34 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
             super().__init__(ADDRESS, shape, dtype, stream=0x5)
             self.device, self.dtype = _Device(ordinal), dtype
 
+    chosen: list[int] = []
+
+    class Stream:
+        def __init__(self, handle: int) -> None:
+            self._handle = handle
+
+        def __enter__(self) -> None:
+            chosen.append(self._handle)
+
+        def __exit__(self, *_: object) -> None:
+            chosen.pop()
+
     def current_stream() -> Any:
-        return SimpleNamespace(ptr=0x100 + getattr(_Device.current, "ordinal", 0))
+        own = 0x100 + getattr(_Device.current, "ordinal", 0)
+        return SimpleNamespace(ptr=chosen[-1] if chosen else own)
+
+    def empty(shape: tuple[int, ...], dtype: str) -> Any:
+        made = NDArray(shape, dtype, _Device.current.ordinal)
+        made.made_on = current_stream().ptr  # type: ignore[attr-defined]
+        return made
 
     module.ndarray = NDArray  # type: ignore[attr-defined]
-    module.cuda = SimpleNamespace(get_current_stream=current_stream)  # type: ignore[attr-defined]
-    module.empty = lambda shape, dtype: NDArray(  # type: ignore[attr-defined]
-        shape, dtype, _Device.current.ordinal
+    module.cuda = SimpleNamespace(  # type: ignore[attr-defined]
+        get_current_stream=current_stream,
+        ExternalStream=Stream,
+        Stream=SimpleNamespace(null=Stream(0)),
     )
+    module.empty = empty  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cupy", module)
     return module
 
@@ -280,10 +300,12 @@ def test_the_current_stream_of_cupy(cupy: Any) -> None:
 
 
 def test_results_are_made_by_cupy_where_it_made_the_array(cupy: Any) -> None:
-    shape, empty = empty_maker(cupy.ndarray((2, 3), "int64", 3), "all_gather")
-    made = empty((4, *shape))
-    assert isinstance(made, cupy.ndarray)
-    assert (made.shape, made.dtype, made.device.id) == ((4, 2, 3), "int64", 3)
+    for stream, expected in ((None, 0x103), (7, 7), (0, 0), (1, 0)):
+        shape, empty = empty_maker(cupy.ndarray((2, 3), "int64", 3), "all_gather", stream)
+        made = empty((4, *shape))
+        assert isinstance(made, cupy.ndarray)
+        assert (made.shape, made.dtype, made.device.id) == ((4, 2, 3), "int64", 3)
+        assert made.made_on == expected
 
 
 def test_other_results_have_to_be_given(alone: Communicator) -> None:
