@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import fake_runtime
 import variants
 from emulate import Emulation
 
@@ -29,3 +30,12 @@ def source() -> Emulation:
 def source_threads() -> Emulation:
     """The same under ThreadSanitizer."""
     return Emulation(variants.source_path(thread_sanitizer=True), thread_sanitizer=True)
+
+
+@pytest.fixture(scope="session")
+def emulated_cuda() -> dict[str, str]:
+    """The environment of processes in which dpcomm finds devices: virtual ones."""
+    why = fake_runtime.missing()
+    if why:
+        pytest.skip(why)
+    return fake_runtime.environment()

@@ -11,14 +11,19 @@ import functools
 import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from variants import (
     FLAGS,
     HERE,
+    JOBS,
     OUTPUT,
+    PLAN,
     ROOT,
     RUNTIME,
+    SOURCE_KERNELS,
+    Unit,
     compiled,
     compiler,
     compiler_version,
@@ -31,7 +36,16 @@ FAKE = HERE / "fake_cudart"
 SCHEDULER = HERE / "runtime"
 CSRC = ROOT / "csrc"
 LEAST_VERSION = 13000
-NVCC_FLAGS = ("-std=c++20", "-O1", "-cudart", "none", "--fmad=false", "-Xcompiler", "-fPIC")
+NVCC_FLAGS = (
+    "-std=c++20",
+    "-O1",
+    "-cudart=none",
+    "--fmad=false",
+    "-gencode=arch=compute_90,code=compute_90",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+)
+# Of the core, what is in the plugin: not the transports, executors and communicators.
+PLUGIN_FOLDERS = ("base", "schedule")
 
 
 def cuda_home() -> Path | None:
@@ -105,19 +119,21 @@ def on_runtime(runtime: Path) -> list[str]:
     return [str(runtime), f"-Wl,-rpath,{runtime.parent}"]
 
 
-def kernel_library(name: str, sources: Sequence[Path], folders: Sequence[Path] = ()) -> Path:
+def kernel_library(name: str, sources: Sequence[Path | Unit], folders: Sequence[Path] = ()) -> Path:
     """A library of kernels as g++ compiles them, to be named by FAKE_CUDA_KERNELS."""
     runtime = fake_cudart()
     flags = [*FLAGS, "-fPIC", *include(*folders, FAKE, SCHEDULER, HERE, HERE / "driver", CSRC)]
-    with locked("cuda"):
-        objects = [compiled(path, flags) for path in sources]
+    units = [item if isinstance(item, Unit) else Unit(item) for item in sources]
+    with locked("cuda"), ThreadPoolExecutor(JOBS) as pool:
+        objects = list(pool.map(lambda unit: compiled(unit.source, [*flags, *unit.flags]), units))
         # Bound to itself: nvcc's host stubs have the same symbols as the kernels.
         return link(name, objects, ["-shared", "-Wl,-Bsymbolic", *on_runtime(runtime)])
 
 
-def cuda_object(source: Path, folders: Sequence[Path] = (), arch: str = "sm_90") -> Path:
-    """An object file of nvcc's, as it would be made for a device."""
-    flags = [*NVCC_FLAGS, f"-arch={arch}", "-ccbin", compiler(), *include(CSRC, *folders)]
+def cuda_object(source: Path, folders: Sequence[Path] = ()) -> Path:
+    """An object file of nvcc's, as it would be made for a device; what is in it for the device is
+    not run, therefore it is PTX alone."""
+    flags = [*NVCC_FLAGS, "-ccbin", compiler(), *include(CSRC, *folders)]
     with locked("cuda"):
         return compiled(source, flags, str(home() / "bin" / "nvcc"))
 
@@ -128,3 +144,43 @@ def cuda_program(name: str, source: Path, folders: Sequence[Path] = ()) -> Path:
     made = cuda_object(source, folders)
     with locked("cuda"):
         return link(name, [made], on_runtime(runtime))
+
+
+def plugin() -> Path:
+    """libdpcomm_cuda.so as it is made for a device, but on the fake runtime."""
+    runtime = fake_cudart()
+    kernels = [cuda_object(path) for path in sorted((CSRC / "cuda").glob("*.cu"))]
+    sources = [path for path in sorted((CSRC / "cuda").glob("*.cc")) if path.name != "loader.cc"]
+    sources += [path for name in PLUGIN_FOLDERS for path in sorted((CSRC / name).glob("*.cc"))]
+    flags = [*FLAGS, "-fPIC", "-fvisibility=hidden", "-isystem", str(home() / "include")]
+    flags += include(CSRC)
+    with locked("cuda"), ThreadPoolExecutor(JOBS) as pool:
+        objects = list(pool.map(lambda path: compiled(path, flags), sources))
+        exports = ROOT / "cmake" / "exports_cuda.map"
+        finish = ["-shared", f"-Wl,--version-script={exports}", "-Wl,--gc-sections", "-Wl,-z,defs"]
+        finish += [*on_runtime(runtime), "-ldl", "-lpthread", "-lrt"]
+        return link("libdpcomm_cuda.so", [*objects, *kernels], finish)
+
+
+def source_kernels() -> Path:
+    """The kernels of csrc/cuda as g++ compiles them, for FAKE_CUDA_KERNELS."""
+    bridge = Unit(FAKE / "bridge" / "collective_kernels.cc")
+    units = [bridge, *SOURCE_KERNELS, Unit(PLAN[1])]
+    return kernel_library("libsource_kernels.so", units)
+
+
+def variables(kernels: Path | None = None) -> dict[str, str]:
+    """What tells a process of the plugin on emulated devices."""
+    return {
+        "DPCOMM_CUDA_LIBRARY": str(plugin()),
+        "FAKE_CUDA_LIBRARY": str(fake_cudart()),
+        "FAKE_CUDA_KERNELS": str(kernels or source_kernels()),
+        "FAKE_CUDA_DEADLINE": "60",
+    }
+
+
+def environment(kernels: Path | None = None) -> dict[str, str]:
+    """A whole environment: what there is, without what others have set for dpcomm and devices."""
+    prefixes = ("DPCOMM_", "FAKE_CUDA_", "CUDA_VISIBLE")
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(prefixes)}
+    return kept | variables(kernels)

@@ -53,7 +53,7 @@ struct Register {
     made.kernel.offsets = &kOffset;
     made.kernel.sizes = &kSize;
     made.kernel.argument_bytes = kSize;
-    made.kernel.max_threads = dpcomm::kMaxThreads;
+    made.kernel.max_threads = id.packets ? dpcomm::kPacketThreads : dpcomm::kMaxThreads;
     fake_cuda_register_kernel(&made.kernel);
   }
 
