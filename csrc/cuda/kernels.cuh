@@ -209,7 +209,8 @@ DPCOMM_DEVICE void write_command(Block& block, const KernelArgs& args, uint32_t 
   command.elems = static_cast<uint32_t>(slice.count);
   command.sources = step.recv_peers.count();
   command.targets = step.send_peers.count();
-  command.own_place = step.has(kReduce) ? step.recv_peers.below(block.rank.rank) : 0;
+  // Of two contributions the order does not matter; the own one is there sooner.
+  command.own_place = command.sources > 1 ? step.recv_peers.below(block.rank.rank) : 0;
   command.own_as_sent = step.own_as_sent;
   const bool divide = step.has(kReduce | kCopy) && static_cast<ReduceOp>(args.op) == ReduceOp::kAvg;
   command.divisor = divide ? block.rank.world : 0;

@@ -128,11 +128,7 @@ class PacketKernel {
     encode_own<kWhole>(tile, sum);
     warp_sync();  // the own slice is whole
     push(first, packets);
-    DPCOMM_UNROLL
-    for (uint32_t j = 0; j < kVectors; ++j) {
-      DPCOMM_UNROLL
-      for (uint32_t i = 0; i < kVec; ++i) sum[j][i] = identity<Acc>(command.op);
-    }
+    Bytes::start(command.op, sum);
     DPCOMM_NO_UNROLL
     for (int part = 0; part < 2; ++part) {  // the ranks below, oneself, the ranks above
       const int from = part == 0 ? 0 : own + 1;
@@ -148,11 +144,7 @@ class PacketKernel {
       if (part == 0) add(room_.own, sum);
     }
     if (command.divisor != 0) Bytes::divide(sum, command.divisor);
-    DPCOMM_UNROLL
-    for (uint32_t j = 0; j < kVectors; ++j) {
-      const uint32_t at = tile + (j * 32 + lane_in_warp()) * kVec;
-      Bytes::template store_output<kWhole>(command, at, existing(command.elems, at, kVec), sum[j]);
-    }
+    Bytes::template store_output<kWhole>(command, tile + lane_in_warp() * kVec, sum);
     return true;
   }
 
@@ -163,18 +155,13 @@ class PacketKernel {
   /// The lane's vectors of the own slice; `values` is room for them.
   template <bool kWhole>
   DPCOMM_DEVICE void encode_own(uint32_t tile, Acc (*values)[kVec]) {
-    const Command& command = block_.command;
-    DPCOMM_UNROLL
-    for (uint32_t j = 0; j < kVectors; ++j) {
-      const uint32_t at = tile + (j * 32 + lane_in_warp()) * kVec;
-      Bytes::template load_own<kWhole>(command, at, existing(command.elems, at, kVec), values[j]);
-    }
+    Bytes::template load_own<kWhole>(block_.command, tile + lane_in_warp() * kVec, values);
     const uint32_t byte = Bytes::byte_of(values);
     warp_sync();  // the slice of the tile before is read
+    Vec16 encoded[kVectors];
+    Bytes::encode(values, byte, encoded);
     DPCOMM_UNROLL
-    for (uint32_t j = 0; j < kVectors; ++j) {
-      vector_at(room_.own, j) = Wire::encode(values[j], byte);
-    }
+    for (uint32_t j = 0; j < kVectors; ++j) vector_at(room_.own, j) = encoded[j];
     if constexpr (Bytes::kBlocked) {
       if (lane_in_warp() % Wire::kBlockLanes == 0) {
         room_.own[lane_in_warp() / Wire::kBlockLanes] = static_cast<unsigned char>(byte);
@@ -246,12 +233,12 @@ class PacketKernel {
     const uint32_t lane = lane_in_warp();
     uint32_t byte = 0;
     if constexpr (Bytes::kBlocked) byte = slice[lane / Wire::kBlockLanes];
+    Vec16 encoded[kVectors];
     DPCOMM_UNROLL
-    for (uint32_t j = 0; j < kVectors; ++j) {
-      Acc x[kVec];
-      Wire::decode(vector_at(slice, j), byte, x);
-      combine<Wire::kLossy, kVec>(block_.command.op, sum[j], x);
-    }
+    for (uint32_t j = 0; j < kVectors; ++j) encoded[j] = vector_at(slice, j);
+    Acc x[kVectors][kVec];
+    Bytes::decode(encoded, byte, x);
+    Bytes::add(block_.command.op, sum, x);
   }
 
   PacketBlock& block_;

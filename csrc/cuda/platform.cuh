@@ -87,25 +87,40 @@ DPCOMM_DEVICE void store_packet(void* place, Vec16 v) {
 
 // --- data: 16 bytes at a 16-byte aligned place
 // ----------------------------------------------------
-DPCOMM_DEVICE Vec16 load16(const void* place) { return *static_cast<const Vec16*>(place); }
-DPCOMM_DEVICE void store16(void* place, Vec16 v) { *static_cast<Vec16*>(place) = v; }
+DPCOMM_DEVICE const void* global(const void* place) {
+  __builtin_assume(__isGlobal(place));  // so that accesses need not find out
+  return place;
+}
+DPCOMM_DEVICE void* global(void* place) {
+  __builtin_assume(__isGlobal(place));
+  return place;
+}
+DPCOMM_DEVICE Vec16 load16(const void* place) { return *static_cast<const Vec16*>(global(place)); }
+DPCOMM_DEVICE void store16(void* place, Vec16 v) { *static_cast<Vec16*>(global(place)) = v; }
 /// One element at any place that its type allows.
 template <class T>
 DPCOMM_DEVICE T load_one(const void* place) {
-  return *static_cast<const T*>(place);
+  return *static_cast<const T*>(global(place));
 }
 template <class T>
 DPCOMM_DEVICE void store_one(void* place, T value) {
-  *static_cast<T*>(place) = value;
+  *static_cast<T*>(global(place)) = value;
 }
 
 // --- rounding to nearest even; NaN becomes some NaN
 // ------------------------------------------------
 /// fp16 bits of low in the low half, of high in the high half.
 DPCOMM_DEVICE uint32_t fp16x2_of(float low, float high) {
+#if __CUDA_ARCH__ >= 800
   uint32_t packed;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
+#else
+  uint16_t halves[2];
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(halves[0]) : "f"(low));
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(halves[1]) : "f"(high));
+  return halves[0] | (uint32_t{halves[1]} << 16);
+#endif
 }
 DPCOMM_DEVICE float float_of_fp16_bits(uint16_t half) {
   float value;
@@ -119,6 +134,9 @@ DPCOMM_DEVICE float float_of_fp16_bits(uint16_t half) {
 /// number.
 template <int lanes>
 DPCOMM_DEVICE uint32_t max_over(uint32_t value) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (lanes == 32) return __reduce_max_sync(0xffffffffu, value);
+#endif
 #pragma unroll
   for (int distance = lanes / 2; distance > 0; distance /= 2) {
     const uint32_t other = __shfl_xor_sync(0xffffffffu, value, distance);

@@ -64,31 +64,33 @@ struct Unsigned<8> {
   using type = uint64_t;
 };
 
-/// The first n elements of kBytes at `place`; zeros for the others.
+/// The first n elements of kBytes at `place`; zeros for the others. A loop, because edges are few
+/// and code is what they cost.
 template <uint32_t kBytes>
 DPCOMM_DEVICE Vec16 load_part(const char* place, uint32_t n) {
-  using Word = typename Unsigned<kBytes>::type;
-  uint64_t half[2] = {0, 0};
-  DPCOMM_UNROLL
-  for (uint32_t i = 0; i < 16 / kBytes; ++i) {
-    if (i < n) {
-      const uint64_t word = load_one<Word>(place + i * kBytes);
-      half[i * kBytes / 8] |= word << (8 * (i * kBytes % 8));
+  uint64_t low = 0;
+  uint64_t high = 0;
+  DPCOMM_NO_UNROLL
+  for (uint32_t at = 0; at < n * kBytes; at += kBytes) {
+    const uint64_t word = load_one<typename Unsigned<kBytes>::type>(place + at);
+    const uint64_t shifted = word << (8 * (at % 8));
+    if (at < 8) {
+      low |= shifted;
+    } else {
+      high |= shifted;
     }
   }
-  return vector_of(half[0], half[1]);
+  return vector_of(low, high);
 }
 
 template <uint32_t kBytes>
 DPCOMM_DEVICE void store_part(char* place, const Vec16& v, uint32_t n) {
   using Word = typename Unsigned<kBytes>::type;
-  const uint64_t half[2] = {low_half(v), high_half(v)};
-  DPCOMM_UNROLL
-  for (uint32_t i = 0; i < 16 / kBytes; ++i) {
-    if (i < n) {
-      store_one(place + i * kBytes,
-                static_cast<Word>(half[i * kBytes / 8] >> (8 * (i * kBytes % 8))));
-    }
+  const uint64_t low = low_half(v);
+  const uint64_t high = high_half(v);
+  DPCOMM_NO_UNROLL
+  for (uint32_t at = 0; at < n * kBytes; at += kBytes) {
+    store_one(place + at, static_cast<Word>((at < 8 ? low : high) >> (8 * (at % 8))));
   }
 }
 
@@ -172,37 +174,50 @@ struct Primitives {
   static constexpr uint32_t kTensorVec = 16 / Element::kBytes;   // elements in 16 bytes of tensor
   static constexpr uint32_t kTensorVectors = kVec / kTensorVec;  // of those in a vector of wire
 
-  /// The own contribution: n elements of the input from `at` on.
+  /// The own contribution. Here and below `first` is the first element of the lane's vector 0, and
+  /// values are [vector][element].
   template <bool kWhole>
-  static DPCOMM_DEVICE void load_own(const Command& command, uint32_t at, uint32_t n, Acc* to) {
-    const char* place = command.own + at * size_t{Element::kBytes};
+  static DPCOMM_DEVICE void load_own(const Command& command, uint32_t first, Acc (*own)[kVec]) {
+    const char* place = command.own + first * size_t{Element::kBytes};
     DPCOMM_UNROLL
-    for (uint32_t i = 0; i < kTensorVectors; ++i) {
-      const Vec16 v = kWhole ? load16(place + 16 * i)
-                             : load_part<Element::kBytes>(place + 16 * i,
-                                                          existing(n, i * kTensorVec, kTensorVec));
-      Element::unpack(v, to + i * kTensorVec);
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      const uint32_t n = existing(command.elems, first + j * 32 * kVec, kVec);
+      DPCOMM_UNROLL
+      for (uint32_t i = 0; i < kTensorVectors; ++i) {
+        const char* at = place + (j * 32 * kTensorVectors + i) * 16;
+        const Vec16 v =
+            kWhole ? load16(at)
+                   : load_part<Element::kBytes>(at, existing(n, i * kTensorVec, kTensorVec));
+        Element::unpack(v, own[j] + i * kTensorVec);
+      }
     }
     if constexpr (requires { Element::rounded(Acc{}); }) {
       if (!command.premultiply) return;
       const Acc factor = static_cast<Acc>(command.factor);
       DPCOMM_UNROLL
-      for (uint32_t i = 0; i < kVec; ++i) to[i] = Element::rounded(to[i] * factor);
+      for (uint32_t j = 0; j < kVectors; ++j) {
+        DPCOMM_UNROLL
+        for (uint32_t i = 0; i < kVec; ++i) own[j][i] = Element::rounded(own[j][i] * factor);
+      }
     }
   }
 
-  /// n elements to the output from `at` on.
   template <bool kWhole>
-  static DPCOMM_DEVICE void store_output(const Command& command, uint32_t at, uint32_t n,
-                                         const Acc* from) {
-    char* place = command.output + at * size_t{Element::kBytes};
+  static DPCOMM_DEVICE void store_output(const Command& command, uint32_t first,
+                                         const Acc (*values)[kVec]) {
+    char* place = command.output + first * size_t{Element::kBytes};
     DPCOMM_UNROLL
-    for (uint32_t i = 0; i < kTensorVectors; ++i) {
-      const Vec16 v = Element::pack(from + i * kTensorVec);
-      if (kWhole) {
-        store16(place + 16 * i, v);
-      } else {
-        store_part<Element::kBytes>(place + 16 * i, v, existing(n, i * kTensorVec, kTensorVec));
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      const uint32_t n = existing(command.elems, first + j * 32 * kVec, kVec);
+      DPCOMM_UNROLL
+      for (uint32_t i = 0; i < kTensorVectors; ++i) {
+        char* at = place + (j * 32 * kTensorVectors + i) * 16;
+        const Vec16 v = Element::pack(values[j] + i * kTensorVec);
+        if (kWhole) {
+          store16(at, v);
+        } else {
+          store_part<Element::kBytes>(at, v, existing(n, i * kTensorVec, kTensorVec));
+        }
       }
     }
   }
@@ -232,13 +247,13 @@ struct Primitives {
     return 0;
   }
 
-  /// values = decode(encode(values)).
-  static DPCOMM_DEVICE void round_as_sent(Acc (*values)[kVec]) {
-    const uint32_t byte = byte_of(values);
+  static DPCOMM_DEVICE void encode(const Acc (*values)[kVec], uint32_t byte, Vec16* to) {
     DPCOMM_UNROLL
-    for (uint32_t j = 0; j < kVectors; ++j) {
-      Wire::decode(Wire::encode(values[j], byte), byte, values[j]);
-    }
+    for (uint32_t j = 0; j < kVectors; ++j) to[j] = Wire::encode(values[j], byte);
+  }
+  static DPCOMM_DEVICE void decode(const Vec16* from, uint32_t byte, Acc (*values)[kVec]) {
+    DPCOMM_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) Wire::decode(from[j], byte, values[j]);
   }
 
   static DPCOMM_DEVICE void divide(Acc (*values)[kVec], int32_t divisor) {
@@ -249,11 +264,43 @@ struct Primitives {
     }
   }
 
-  /// sum op= the slices in source[from, to), kBatch at a time.
+  static DPCOMM_DEVICE void start(ReduceOp op, Acc (*sum)[kVec]) {
+    DPCOMM_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      DPCOMM_UNROLL
+      for (uint32_t i = 0; i < kVec; ++i) sum[j][i] = identity<Acc>(op);
+    }
+  }
+  static DPCOMM_DEVICE void add(ReduceOp op, Acc (*sum)[kVec], const Acc (*x)[kVec]) {
+    combine<Wire::kLossy, kVectors * kVec>(op, sum[0], x[0]);
+  }
+
+  /// The lane's vectors of a slice's payload that starts at `payload`.
   template <bool kWhole>
+  static DPCOMM_DEVICE void load_slice(const char* payload, uint32_t elems, uint32_t first,
+                                       Vec16* to) {
+    DPCOMM_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      const uint32_t at = first + j * 32 * kVec;
+      to[j] = load_payload<kWhole, Wire::kBytes>(payload + at * size_t{Wire::kBytes},
+                                                 existing(elems, at, kVec));
+    }
+  }
+  template <bool kWhole>
+  static DPCOMM_DEVICE void store_slice(char* payload, uint32_t elems, uint32_t first,
+                                        const Vec16* from) {
+    DPCOMM_UNROLL
+    for (uint32_t j = 0; j < kVectors; ++j) {
+      const uint32_t at = first + j * 32 * kVec;
+      store_payload<kWhole, Wire::kBytes>(payload + at * size_t{Wire::kBytes}, from[j],
+                                          existing(elems, at, kVec));
+    }
+  }
+
+  /// sum op= the slices in source[from, to), kBatch at a time.
+  template <bool kWhole, int kBatch>
   static DPCOMM_DEVICE void add_sources(const Command& command, int from, int to, uint32_t header,
                                         uint32_t first, Acc (*sum)[kVec]) {
-    constexpr int kBatch = kWhole ? Wire::kBatch : 1;
     const uint32_t elems = command.elems;
     DPCOMM_NO_UNROLL
     for (int s = from; s < to; s += kBatch) {
@@ -264,23 +311,15 @@ struct Primitives {
         if (s + b < to) {
           const char* slot = command.source[s + b];
           byte[b] = load_byte(slot, first, elems);
-          DPCOMM_UNROLL
-          for (uint32_t j = 0; j < kVectors; ++j) {
-            const uint32_t at = first + j * 32 * kVec;
-            raw[b][j] = load_payload<kWhole, Wire::kBytes>(
-                slot + header + at * size_t{Wire::kBytes}, existing(elems, at, kVec));
-          }
+          load_slice<kWhole>(slot + header, elems, first, raw[b]);
         }
       }
       DPCOMM_UNROLL
       for (int b = 0; b < kBatch; ++b) {
         if (s + b < to) {
-          DPCOMM_UNROLL
-          for (uint32_t j = 0; j < kVectors; ++j) {
-            Acc x[kVec];
-            Wire::decode(raw[b][j], byte[b], x);
-            combine<Wire::kLossy, kVec>(command.op, sum[j], x);
-          }
+          Acc x[kVectors][kVec];
+          decode(raw[b], byte[b], x);
+          add(command.op, sum, x);
         }
       }
     }
@@ -292,59 +331,51 @@ struct Primitives {
                                      Acc (*sum)[kVec]) {
     const uint32_t elems = command.elems;
     const uint32_t byte = byte_of(sum);
-    const int targets = command.targets;
-    DPCOMM_UNROLL
-    for (uint32_t j = 0; j < kVectors; ++j) {
-      const uint32_t at = first + j * 32 * kVec;
-      const uint32_t n = existing(elems, at, kVec);
-      const Vec16 v = Wire::encode(sum[j], byte);
-      for (int i = 0; i < targets; ++i) {
-        char* payload = command.target[i] + header;
-        store_payload<kWhole, Wire::kBytes>(payload + at * size_t{Wire::kBytes}, v, n);
-      }
-      if (Wire::kLossy && command.has(kCopy)) Wire::decode(v, byte, sum[j]);
-    }
-    if constexpr (kBlocked) {
-      if (lane_in_warp() % Wire::kBlockLanes != 0 || first >= elems) return;
-      for (int i = 0; i < targets; ++i) {
-        store_one(command.target[i] + first / Wire::kBlock, static_cast<uint8_t>(byte));
+    Vec16 encoded[kVectors];
+    encode(sum, byte, encoded);
+    DPCOMM_NO_UNROLL
+    for (int i = 0; i < command.targets; ++i) {
+      char* slot = command.target[i];
+      store_slice<kWhole>(slot + header, elems, first, encoded);
+      if constexpr (kBlocked) {
+        if (lane_in_warp() % Wire::kBlockLanes == 0 && first < elems) {
+          store_one(slot + first / Wire::kBlock, static_cast<uint8_t>(byte));
+        }
       }
     }
+    if (Wire::kLossy && command.has(kCopy)) decode(encoded, byte, sum);
   }
 
-  /// `first` is the first element of the lane's vector 0.
   template <bool kWhole>
   static DPCOMM_DEVICE void reduce_tile(const Command& command, uint32_t header, uint32_t first) {
-    const uint32_t elems = command.elems;
-    Acc own[kVectors][kVec];
+    constexpr int kBatch = kWhole ? Wire::kBatch : 1;
+    const int place = command.own_place;
+    const bool as_sent = Wire::kLossy && command.own_as_sent;
     Acc sum[kVectors][kVec];
-    DPCOMM_UNROLL
-    for (uint32_t j = 0; j < kVectors; ++j) {
-      const uint32_t at = first + j * 32 * kVec;
-      load_own<kWhole>(command, at, existing(elems, at, kVec), own[j]);
-      DPCOMM_UNROLL
-      for (uint32_t i = 0; i < kVec; ++i) sum[j][i] = identity<Acc>(command.op);
+    Vec16 sent[kVectors];
+    uint32_t byte = 0;
+    if (as_sent) {
+      load_own<kWhole>(command, first, sum);
+      byte = byte_of(sum);
+      encode(sum, byte, sent);
     }
-    if (Wire::kLossy && command.own_as_sent) round_as_sent(own);
-    DPCOMM_NO_UNROLL
-    for (int part = 0; part < 2; ++part) {  // the ranks below, oneself, the ranks above
-      const int from = part == 0 ? 0 : command.own_place;
-      const int to = part == 0 ? command.own_place : command.sources;
-      add_sources<kWhole>(command, from, to, header, first, sum);
-      if (part == 1) break;
-      DPCOMM_UNROLL
-      for (uint32_t j = 0; j < kVectors; ++j) {
-        combine<Wire::kLossy, kVec>(command.op, sum[j], own[j]);
+    if (place == 0 && !as_sent) {
+      load_own<kWhole>(command, first, sum);  // nothing waits for it before a source is there
+    } else {
+      start(command.op, sum);
+      add_sources<kWhole, kBatch>(command, 0, place, header, first, sum);
+      Acc own[kVectors][kVec];
+      if (as_sent) {
+        decode(sent, byte, own);
+      } else {
+        load_own<kWhole>(command, first, own);
       }
+      add(command.op, sum, own);
     }
+    add_sources<kWhole, kBatch>(command, place, command.sources, header, first, sum);
     if (command.divisor != 0) divide(sum, command.divisor);
     if (command.targets > 0) send_sum<kWhole>(command, header, first, sum);
-    if (!command.has(kCopy)) return;
-    DPCOMM_UNROLL
-    for (uint32_t j = 0; j < kVectors; ++j) {
-      const uint32_t at = first + j * 32 * kVec;
-      store_output<kWhole>(command, at, existing(elems, at, kVec), sum[j]);
-    }
+    if (command.has(kCopy)) store_output<kWhole>(command, first, sum);
   }
 
   static DPCOMM_DEVICE void reduce(const Command& command) {
@@ -371,20 +402,16 @@ struct Primitives {
     const uint32_t elems = command.elems;
     const char* slot = command.source[0];
     const uint32_t byte = load_byte(slot, first, elems);
-    DPCOMM_UNROLL
-    for (uint32_t j = 0; j < kVectors; ++j) {
-      const uint32_t at = first + j * 32 * kVec;
-      const uint32_t n = existing(elems, at, kVec);
-      const size_t offset = header + at * size_t{Wire::kBytes};
-      const Vec16 v = load_payload<kWhole, Wire::kBytes>(slot + offset, n);
-      for (int i = 0; i < command.targets; ++i) {
-        store_payload<kWhole, Wire::kBytes>(command.target[i] + offset, v, n);
-      }
-      if (!command.has(kCopy)) continue;
-      Acc x[kVec];
-      Wire::decode(v, byte, x);
-      store_output<kWhole>(command, at, n, x);
+    Vec16 encoded[kVectors];
+    load_slice<kWhole>(slot + header, elems, first, encoded);
+    DPCOMM_NO_UNROLL
+    for (int i = 0; i < command.targets; ++i) {
+      store_slice<kWhole>(command.target[i] + header, elems, first, encoded);
     }
+    if (!command.has(kCopy)) return;
+    Acc x[kVectors][kVec];
+    decode(encoded, byte, x);
+    store_output<kWhole>(command, first, x);
   }
 
   static DPCOMM_DEVICE void receive(const Command& command) {
