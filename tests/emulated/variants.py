@@ -14,9 +14,9 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,32 +147,10 @@ SOURCE_KERNELS = tuple(
 )
 
 
+#: Those of fp32 alone, the copies, and the list.
+F32_KERNELS = SOURCE_KERNELS[:2]
+
+
 def source_path(thread_sanitizer: bool = False) -> Path:
     """The kernels as g++ compiles them from csrc/cuda."""
     return build(Variant(SOURCE_KERNELS, thread_sanitizer))
-
-
-@dataclass(frozen=True)
-class Plant:
-    """A fault: exact pieces of text in files below csrc, each of which has to occur once."""
-
-    name: str
-    changes: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
-    """file -> (old, new), ..."""
-
-    def write(self) -> Path:
-        """A folder to put before csrc among the includes."""
-        texts = {}
-        for file, pairs in self.changes.items():
-            text = (ROOT / "csrc" / file).read_text()
-            for old, new in pairs:
-                if text.count(old) != 1:
-                    raise ValueError(f"{self.name}: {old!r} is not (once) in {file}")
-                text = text.replace(old, new)
-            texts[file] = text
-        folder = OUTPUT / "planted" / f"{self.name}-{digest(*texts.keys(), *texts.values())}"
-        for file, text in texts.items():
-            path = folder / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return folder

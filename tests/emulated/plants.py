@@ -1,0 +1,305 @@
+"""Faults planted in the device kernels, and who finds them; prints the table when it is run.
+
+A plant is a copy of a source file with one exact piece of text replaced, put before the real one on
+the include path; the PTX path compiles the same copies. The piece must occur once, so that a plant
+cannot lose its meaning when the source changes.
+
+    python tests/emulated/plants.py [--path source|ptx] [NAME ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import variants
+from emulate import Case, Emulation, Operation, Result, problems
+
+KERNELS = "cuda/kernels.cuh"
+PACKETS = "cuda/packets.cuh"
+PRIMITIVES = "cuda/primitives.cuh"
+PLATFORM = "cuda/platform.cuh"
+LIST = "cuda/kernels.def"
+
+#: What can find a fault.
+FINDERS = ("bits", "deadlock", "abort", "threads", "lint")
+
+
+@dataclass(frozen=True)
+class Plant:
+    """One fault: exact pieces of text in files below csrc, and the finder that has to find it."""
+
+    name: str
+    changes: tuple[tuple[str, str, str], ...]
+    """(file, old, new); old occurs once."""
+    finder: str
+
+
+PLANTS = [
+    Plant("fence_left_out", ((KERNELS, "  fence_system();\n", ""),), "threads"),
+    Plant(
+        "acquire_left_out",
+        ((KERNELS, "load_flag_acquire(flag)", "load_flag_relaxed(flag)"),),
+        "threads",
+    ),
+    Plant(
+        "barrier_left_out_before_publishing",
+        ((KERNELS, "    block_sync();  // all bytes are moved\n", ""),),
+        "bits",
+    ),
+    Plant(
+        "barrier_left_out_before_moving",
+        ((KERNELS, "    block_sync();  // the command is there\n", ""),),
+        "bits",
+    ),
+    Plant(
+        "credit_off_by_one",
+        (
+            (
+                KERNELS,
+                "return wanted - value < static_cast<uint64_t>(rank.slots);",
+                "return wanted - value <= static_cast<uint64_t>(rank.slots);",
+            ),
+        ),
+        "bits",
+    ),
+    Plant(
+        "lost_credit",
+        (
+            (
+                KERNELS,
+                "store_flag_relaxed(block.credits[i].flag, block.credits[i].value);",
+                "if (block.credits[i].value % 5 != 3)\n"
+                "      store_flag_relaxed(block.credits[i].flag, block.credits[i].value);\n"
+                "    else\n"
+                "      store_flag_relaxed(block.credits[i].flag, block.credits[i].value - 1);",
+            ),
+        ),
+        "deadlock",
+    ),
+    Plant(
+        "single_staging_buffer",
+        ((PACKETS, "uint64_t{block_.epoch % 2}", "uint64_t{0}"),),
+        "deadlock",
+    ),
+    Plant(
+        "owner_keeps_the_unrounded_value",
+        (
+            (
+                PRIMITIVES,
+                "if (Wire::kLossy && command.has(kCopy)) Wire::decode(v, byte, sum[j]);",
+                "",
+            ),
+        ),
+        "bits",
+    ),
+    Plant(
+        "flag_scope_of_the_device",
+        (
+            (
+                PLATFORM,
+                '"st.relaxed.sys.global.u64 [%0], %1;"',
+                '"st.relaxed.gpu.global.u64 [%0], %1;"',
+            ),
+        ),
+        "lint",
+    ),
+    Plant(
+        "tail_one_too_long",
+        ((PRIMITIVES, "return elems - at < most ? elems - at : most;", "return most;"),),
+        "bits",
+    ),
+    Plant(
+        "tail_left_out",
+        (
+            (
+                PRIMITIVES,
+                "return elems - at < most ? elems - at : most;",
+                "return elems - at < most ? 0 : most;",
+            ),
+        ),
+        "bits",
+    ),
+    Plant(
+        "published_after_an_abort",
+        ((KERNELS, "  if (leave) block.over = block.aborted = true;\n", ""),),
+        "abort",
+    ),
+]
+
+
+def row(element: str, wire: str) -> str:
+    """The line of kernels.def."""
+    for line in (variants.ROOT / "csrc" / LIST).read_text().splitlines():
+        if (
+            line.startswith("DPCOMM_KERNEL(")
+            and f" {element}," in line
+            and line.endswith(f"{wire})")
+        ):
+            return line + "\n"
+    raise ValueError(f"no kernel for {element} and {wire}")
+
+
+def planted(plant: Plant | None) -> Path:
+    """A folder to put before csrc among the includes: the fault, and few kernels."""
+    texts = {LIST: row("f32", "native") + row("f32", "fp16")}
+    for file, old, new in plant.changes if plant else ():
+        text = texts.get(file, (variants.ROOT / "csrc" / file).read_text())
+        if text.count(old) != 1:
+            raise ValueError(f"{plant and plant.name}: {old!r} is not (once) in {file}")
+        texts[file] = text.replace(old, new)
+    name = plant.name if plant else "none"
+    folder = variants.OUTPUT / "planted" / f"{name}-{variants.digest(*texts, *texts.values())}"
+    for file, text in texts.items():
+        path = folder / file
+        if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    return folder
+
+
+# --- finders --------------------------------------------------------------------------------------
+def operations(wire: str, packets: bool) -> tuple[Operation, ...]:
+    """Sizes that vary, and a tail, on few slots; wire formats and schedules one after the other."""
+    if packets:
+        return tuple(
+            Operation("all_reduce", "one_shot", wire=wire, count=count, ctas=1 + count % 2)
+            for count in (1001, 64, 900, 1001)
+        )
+    return (
+        Operation("all_reduce", "ring", wire=wire, count=5003, ctas=2),
+        Operation("all_reduce", "two_shot", wire=wire, count=3001),
+        Operation("reduce_scatter", "ring", wire=wire, count=1003),
+        Operation("all_reduce", "ring", wire=wire, count=1700, ctas=2, input_offset=1),
+    )
+
+
+def cases(threads: int, seeds: range, worlds: Sequence[int] = (2, 3, 4)) -> list[Case]:
+    return [
+        Case(
+            world=worlds[seed % len(worlds)],
+            operations=operations(wire, packets),
+            ctas=2,
+            threads=threads,
+            slots=2,
+            slot_bytes=1040,
+            packets=2000 if packets else 0,
+            virtual_ranks=seed % 3 == 0,
+            seed=seed,
+        )
+        for seed in seeds
+        for wire in ("native", "fp16")
+        for packets in (False, True)
+    ]
+
+
+def aborted_cases() -> list[Case]:
+    return [
+        Case(
+            world=3,
+            operations=operations("fp16", False),
+            ctas=2,
+            slots=2,
+            slot_bytes=1040,
+            virtual_ranks=False,
+            seed=seed,
+            extra=(("abort_at", 3 + 5 * seed), ("abort_all_at", 60 + 5 * seed), ("look_every", 1)),
+        )
+        for seed in range(1, 7)
+    ]
+
+
+def scope_problems(text: str) -> list[str]:
+    """Strong accesses and fences, in PTX or in inline PTX, that are not of the system's scope."""
+    found = re.findall(r"\b(?:ld|st|atom|red|fence)\.[a-z0-9_.]*", text)
+    strong = re.compile(r"\.(relaxed|acquire|release|acq_rel|sc)\b")
+    return [access for access in found if strong.search(access) and ".sys" not in access]
+
+
+def finding(case: Case, result: Result) -> tuple[str, str] | None:
+    """(finder, what it says), or None where nothing is wrong."""
+    if result.status == "race":
+        return "threads", "\n".join(result.text.splitlines()[:3])
+    if result.status == "stuck":
+        return "deadlock", result.text
+    if "published after it saw the abort word" in result.text:
+        return "abort", result.text
+    if result.status != "ok":
+        return "bits", f"{result.status}: {result.text}"
+    if any(key == "abort_at" for key, _ in case.extra):
+        return None
+    found = problems(case, result)
+    return ("bits", found[0]) if found else None
+
+
+def ran(emulation: Emulation, ran_cases: Sequence[Case]) -> dict[str, str]:
+    """finder -> what it says first."""
+    found: dict[str, str] = {}
+    for case, result in zip(ran_cases, emulation.run(ran_cases), strict=False):
+        said = finding(case, result)
+        if said:
+            found.setdefault(*said)
+    return found
+
+
+class SourcePath:
+    """g++ on the headers."""
+
+    name = "source"
+
+    def emulation(self, folder: Path, thread_sanitizer: bool) -> Emulation:
+        made = variants.build(variants.Variant(variants.F32_KERNELS, thread_sanitizer, (folder,)))
+        return Emulation(made, thread_sanitizer)
+
+    def text(self, folder: Path) -> str:
+        """Where accesses and their scopes are written."""
+        planted_platform = folder / PLATFORM
+        if planted_platform.exists():
+            return planted_platform.read_text()
+        return (variants.ROOT / "csrc" / PLATFORM).read_text()
+
+
+def found_by(path: SourcePath, plant: Plant | None, finders: Sequence[str]) -> dict[str, str]:
+    """What the finders say of a plant: finder -> text. Empty: not found."""
+    folder = planted(plant)
+    found: dict[str, str] = {}
+    if "lint" in finders:
+        scopes = scope_problems(path.text(folder))
+        if scopes:
+            found["lint"] = "\n".join(scopes)
+    if {"bits", "deadlock", "abort"} & set(finders):
+        plain = path.emulation(folder, False)
+        found |= ran(plain, cases(64, range(1, 9)))
+        if "abort" in finders:
+            found |= {k: v for k, v in ran(plain, aborted_cases()).items() if k == "abort"}
+    if "threads" in finders:
+        found |= ran(path.emulation(folder, True), cases(32, range(2), worlds=(3, 2)))
+    return {finder: text for finder, text in found.items() if finder in finders}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="faults planted in the device kernels")
+    parser.add_argument("names", nargs="*", help="only these plants")
+    wanted = parser.parse_args().names
+    width = max(len(plant.name) for plant in PLANTS)
+    print(f"{'fault':{width}}  {'path':8}" + "".join(f"{finder:>10}" for finder in FINDERS))
+    missed = 0
+    for plant in PLANTS:
+        if wanted and plant.name not in wanted:
+            continue
+        for path in (SourcePath(),):
+            found = found_by(path, plant, FINDERS)
+            marks = "".join(f"{'found' if finder in found else '-':>10}" for finder in FINDERS)
+            print(f"{plant.name:{width}}  {path.name:8}{marks}", flush=True)
+            missed += plant.finder not in found
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
