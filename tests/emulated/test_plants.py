@@ -1,5 +1,7 @@
-"""Faults planted in the device kernels: each is found, on the source path, by the finder that has to
-find it (`python tests/emulated/plants.py` prints who else does)."""
+"""Faults planted in the device kernels: each is found by the finder that has to find it.
+
+`python tests/emulated/plants.py` prints who else does.
+"""
 
 from __future__ import annotations
 
