@@ -68,6 +68,7 @@ struct Fiber : Thread {
   Context context;
   void* tsan = nullptr;
   State state = State::kReady;
+  bool saw_abort = false;  ///< or has met one that did
   const void* polled = nullptr;
   uint64_t seen = 0;
 };
@@ -78,6 +79,7 @@ struct Barrier {
   uint32_t arrived = 0;
   uint32_t generation = 0;
   char places[2] = {};
+  bool saw_abort[2] = {};
 };
 
 struct Warp {
@@ -383,8 +385,10 @@ struct World::Impl {
   // --- barriers, run in fibers ---
   void wait_at(Fiber& fiber, Barrier& barrier, State state, uint32_t first, uint32_t count,
                bool orders_memory) {
-    char* place = &barrier.places[barrier.generation % 2];
+    const uint32_t turn = barrier.generation % 2;
+    char* place = &barrier.places[turn];
     if (orders_memory) tsan::release(place);
+    if (fiber.saw_abort) barrier.saw_abort[turn] = true;
     if (++barrier.arrived == count) {
       barrier.arrived = 0;
       ++barrier.generation;
@@ -399,6 +403,7 @@ struct World::Impl {
       fiber.state = state;
       to_scheduler(fiber);
     }
+    if (barrier.saw_abort[turn]) fiber.saw_abort = true;
     if (orders_memory) tsan::acquire(place);
   }
 
@@ -612,12 +617,8 @@ void before_flag(const void* place, uint32_t size, FlagAccess access, uint64_t) 
     case FlagAccess::kWord:
       return;
   }
-  // A flag is the block's, a packet the warp's.
-  const uint32_t warp = 1u << f.thread / 32;
-  if ((access == FlagAccess::kStore && f.block->saw_abort != 0) ||
-      (access == FlagAccess::kPacketStore && (f.block->saw_abort & warp) != 0)) {
-    fail("published after it saw the abort word");
-  }
+  const bool stores = access == FlagAccess::kStore || access == FlagAccess::kPacketStore;
+  if (stores && f.saw_abort) fail("published after it saw the abort word");
 }
 
 void after_flag(const void* place, FlagAccess access, uint64_t value) {
@@ -627,9 +628,7 @@ void after_flag(const void* place, FlagAccess access, uint64_t value) {
   } else if (access == FlagAccess::kWord) {
     const MemoryMap* map = world().options.memory;
     const Region* region = value != 0 && map != nullptr ? map->find(place, 4) : nullptr;
-    if (region != nullptr && region->abort_word) {
-      f.block->saw_abort |= 1u << f.thread / 32;
-    }
+    if (region != nullptr && region->abort_word) f.saw_abort = true;
     return;
   } else {
     f.polled = place;
