@@ -105,7 +105,8 @@ LaunchPlan plan_launch(const OpRecord& record, uint32_t tag, const StagingGeomet
                       " elements");
   }
 
-  plan.kernel.packets = collective == Collective::kAllReduce &&
+  // Without elements no rank would hear from the others, on which the packets' buffers rely.
+  plan.kernel.packets = collective == Collective::kAllReduce && count > 0 &&
                         record.algorithm == find_algorithm(Collective::kAllReduce, "one_shot") &&
                         packets_needed(wire, dtype, count, ctas) <= geometry.packet_capacity;
   plan.lanes = plan.kernel.packets ? 1 : algorithm.lanes;

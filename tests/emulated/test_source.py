@@ -31,6 +31,23 @@ def test_full_blocks(source: Emulation) -> None:
     check(source, [Case(3, operations, ctas=2, threads=512, slots=4, slot_bytes=32 << 10)])
 
 
+def test_operations_without_elements(source: Emulation) -> None:
+    """They let no rank get ahead of where the packets of the others are still read."""
+    operations = tuple(
+        Operation(algorithm="one_shot", count=count)
+        for number in range(4)
+        for count in (300 + number, 0)
+    )
+    check(
+        source,
+        [
+            Case(2, operations, packets=4096, virtual_ranks=virtual, seed=seed)
+            for virtual in (False, True)
+            for seed in range(1, 25)
+        ],
+    )
+
+
 def test_there_is_no_race(source_threads: Emulation) -> None:
     """ThreadSanitizer on each schedule and on packets, on few slots."""
     cases = [
