@@ -76,6 +76,12 @@ class Runtime:
         ctypes.memmove(address, np.ascontiguousarray(array).ctypes.data, size)
         return address
 
+    def host(self, address: int, count: int, dtype: Any) -> Array:
+        """What lies in pinned memory."""
+        array = np.empty(count, dtype)
+        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+        return array
+
     def copy(self, target: int, source: int, size_bytes: int, stream: int) -> None:
         """In stream order."""
         size = ctypes.c_size_t(size_bytes)
@@ -89,6 +95,11 @@ class Runtime:
     # --- order ---
     def stream(self, flags: int = NON_BLOCKING) -> int:
         return self.made("cudaStreamCreateWithFlags", flags)
+
+    def sleep(self, stream: int, seconds: float) -> None:
+        """In stream order."""
+        function = ctypes.cast(ctypes.CDLL(None).usleep, Pointer)
+        self.call("cudaLaunchHostFunc", Pointer(stream), function, Pointer(int(seconds * 1e6)))
 
     def destroy_stream(self, stream: int) -> None:
         self.call("cudaStreamDestroy", Pointer(stream))

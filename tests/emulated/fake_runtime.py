@@ -14,6 +14,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ptx.emitter import symbol_of
+from ptx.syntax import Entry, parse
+from ptx.translate import FLAGS as PTX_FLAGS
+from ptx.translate import FOLDER as PTX
+from ptx.translate import translate, write_if_new
 from variants import (
     FLAGS,
     HERE,
@@ -144,6 +149,58 @@ def cuda_program(name: str, source: Path, folders: Sequence[Path] = ()) -> Path:
     made = cuda_object(source, folders)
     with locked("cuda"):
         return link(name, [made], on_runtime(runtime))
+
+
+def translated_kernels(name: str, source: Path, folders: Sequence[Path] = ()) -> Path:
+    """A library of the kernels of a .cu file by way of nvcc's PTX, for FAKE_CUDA_KERNELS."""
+    flags = [*NVCC_FLAGS, "-ccbin", compiler(), *include(CSRC, *folders)]
+    with locked("cuda"):
+        state = compiled(source, flags, str(home() / "bin" / "nvcc")).stem
+        folder = OUTPUT / "ptx" / state
+        folder.mkdir(parents=True, exist_ok=True)
+        text = folder / f"{source.stem}.ptx"
+        if not text.exists():
+            partial = text.with_suffix(f".{os.getpid()}.tmp")
+            run_compiler(
+                [str(home() / "bin" / "nvcc"), *flags, "-ptx", str(source), "-o", str(partial)]
+            )
+            partial.rename(text)
+        module = parse(text.read_text(), text)
+        units = []
+        for entry in module.entries:
+            path = folder / f"{symbol_of(entry)}.cc"
+            write_if_new(path, translate(module, entry))
+            units.append(Unit(path, (*PTX_FLAGS, "-w")))
+        write_if_new(folder / "registration.cc", registration(module.entries))
+    units.append(Unit(folder / "registration.cc", (*PTX_FLAGS, *include(PTX))))
+    return kernel_library(name, units)
+
+
+def registration(entries: Sequence[Entry]) -> str:
+    """C++ that gives translated kernels to the fake runtime."""
+    lines = ['#include "kernel_registry.h"', '#include "machine.h"']
+    for entry in entries:
+        symbol, end = symbol_of(entry), 0
+        offsets = []
+        for parameter in entry.parameters:
+            offsets.append(-(-end // parameter.align) * parameter.align)
+            end = offsets[-1] + parameter.size
+        sizes = [parameter.size for parameter in entry.parameters]
+        lines += [
+            f"namespace ptx {{ extern const Kernel {symbol}; }}",
+            "namespace {",
+            f"const uint32_t offsets_{symbol}[] = {{{', '.join(map(str, offsets))}}};",
+            f"const uint32_t sizes_{symbol}[] = {{{', '.join(map(str, sizes))}}};",
+            f"void thread_{symbol}(const void*, const void* arguments) "
+            f"{{ ptx::{symbol}.run(arguments); }}",
+            f"const fake_cuda::EmulatedKernel kernel_{symbol} = {{",
+            f'    "{entry.name}", thread_{symbol}, nullptr, {len(sizes)}, offsets_{symbol},',
+            f"    sizes_{symbol}, {end}, 0, 0, 0}};",
+            f"const bool registered_{symbol} = "
+            f"(fake_cuda_register_kernel(&kernel_{symbol}), true);",
+            "}  // namespace",
+        ]
+    return "\n".join([*lines, ""])
 
 
 def plugin() -> Path:

@@ -34,6 +34,14 @@ def kernels(program: Path) -> Path:
     )
 
 
+@pytest.fixture(scope="module")
+def translated(program: Path) -> Path:
+    """The same kernels by way of PTX."""
+    return fake_runtime.translated_kernels(
+        "libruntime_test_ptx.so", PROGRAMS / "runtime_test.cu", [PROGRAMS]
+    )
+
+
 def clean_environment(**variables: str) -> dict[str, str]:
     kept = {
         name: value
@@ -82,6 +90,12 @@ def passes(program: Path, part: str, kernels: Path, **variables: str) -> str:
 @pytest.mark.parametrize("seed", ["0", "7"])
 def test_part(program: Path, kernels: Path, part: str, seed: str) -> None:
     passes(program, part, kernels, FAKE_CUDA_SEED=seed)
+
+
+@pytest.mark.parametrize("part", ["kernels", "capture", "peers", "ipc"])
+def test_part_by_way_of_ptx(program: Path, translated: Path, part: str) -> None:
+    """What nvcc made runs whole: host code and device code."""
+    passes(program, part, translated)
 
 
 def test_fork_leaves_the_child_without_the_runtime(program: Path, kernels: Path) -> None:
