@@ -139,7 +139,10 @@ DPCOMM_DEVICE void begin(Block& block, const KernelArgs& args) {
   block.rounds = collective == Collective::kBarrier ? 1 : block.partition.get().rounds();
   block.generating = false;
   block.step_number = 0;
-  block.over = block.aborted = false;
+  block.over = false;
+  // The operation before may have been left halfway: its counts were not kept.
+  block.aborted = load_word_relaxed(rank.abort) != 0;
+  if (block.aborted) block.rounds = 0;
   Command& command = block.command;
   const ReduceOp op = static_cast<ReduceOp>(args.op);
   command.op = combiner(op);

@@ -40,6 +40,7 @@ struct PacketBlock {
   uint32_t epoch;
   uint64_t first_packet;           ///< of the CTA
   bool left[kPacketThreads / 32];  ///< by warp: it saw the abort
+  bool aborted;                    ///< at the start
   PacketRoom room[kPacketThreads / 32];
 };
 
@@ -83,10 +84,13 @@ class PacketKernel {
     const uint64_t used =
         reinterpret_cast<uint64_t>(command.own) | reinterpret_cast<uint64_t>(command.output);
     command.aligned = used % 16 == 0;
+    // The operation before may have been left halfway: its epoch was not kept.
+    block_.aborted = load_word_relaxed(rank.abort) != 0;
   }
 
   /// All threads: the warp's tiles. False: the operation is aborted.
   DPCOMM_DEVICE bool run() {
+    if (block_.aborted) return false;
     const uint32_t elems = block_.command.elems;
     for (uint32_t at = warp_in_block() * kTile; at < elems; at += warps_in_block() * kTile) {
       const bool whole = block_.command.aligned && at + kTile <= elems;

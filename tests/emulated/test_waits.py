@@ -7,7 +7,7 @@ import dataclasses
 import re
 
 import pytest
-from emulate import Case, Emulation, Operation, check
+from emulate import Case, Emulation, Operation, check, differences, expected
 
 WORLD = 3
 RING = Operation("all_reduce", "ring", wire="fp16", count=20_000, ctas=2)
@@ -106,3 +106,23 @@ def test_ranks_that_run_different_operations_say_so(source: Emulation) -> None:
         for record in found:
             assert 1 in (int(record["rank"]), int(record["peer"]))
             assert int(record["seen"]) ^ int(record["wanted"]) == 0x100
+
+
+@pytest.mark.parametrize("packets", [False, True], ids=["slots", "packets"])
+def test_an_operation_queued_behind_an_aborted_one_does_not_run(
+    source: Emulation, packets: bool
+) -> None:
+    """A block looks at the abort word at its start, not only in a wait that lasts: the counts of
+    the operation before are not those that the peers have seen."""
+    extra = (("abort_all_at", 0), ("look_every", 1 << 30))
+    ring = Case(operations=(RING,), virtual_ranks=False, extra=extra, **SLOTS)  # type: ignore[arg-type]
+    case = dataclasses.replace(PACKETS, extra=extra) if packets else ring
+    (result,) = source.run([case])
+    assert result.status == "ok", result.text
+    for operation, inputs, outputs in zip(
+        case.operations, case.inputs(), result.outputs, strict=True
+    ):
+        for got, want in zip(outputs, expected(case, operation, inputs), strict=True):
+            assert got is not None
+            assert want is not None
+            assert differences(operation, got, want).size > want.size // 2
