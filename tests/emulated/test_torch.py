@@ -19,6 +19,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "torch")]
@@ -38,19 +42,18 @@ def device_env() -> dict[str, str]:
     """Environment of ranks that have the stand-in, and dpcomm's device library for it."""
     if why := fake_runtime.missing():
         pytest.skip(why)
-    if not hasattr(fake_runtime, "device_library"):
-        pytest.skip("dpcomm's device library cannot be built for the fake runtime yet")
-    return {
-        standin.VARIABLE: str(standin.build(fake_runtime.fake_cudart())),
-        "DPCOMM_CUDA_LIBRARY": str(fake_runtime.device_library()),
-    }
+    if "not there yet" in (fake_runtime.CSRC / "cuda" / "engine.cc").read_text():
+        pytest.skip("the engine is not there yet")
+    module = standin.build(fake_runtime.fake_cudart())
+    return {standin.VARIABLE: str(module), **fake_runtime.variables()}
 
 
-def begin(timeout_s: float = DEADLINE_S) -> Any:
+def begin(timeout_s: float = DEADLINE_S, device: str | None = None) -> Any:
     """The stand-in's module, with a group that serves it and the CPU."""
     module = standin.load()
     timeout = timedelta(seconds=timeout_s)
-    dist.init_process_group("cpu:dpcomm,standin:dpcomm", timeout=timeout)
+    bound = None if device is None else torch.device(device)
+    dist.init_process_group("cpu:dpcomm,standin:dpcomm", timeout=timeout, device_id=bound)
     torch.manual_seed(dist.get_rank())
     return module
 
@@ -89,6 +92,7 @@ def collectives(rank: int, world: int) -> None:
     check_operators(rank, world)
     check_layouts(rank, world)
     check_exact_bytes(rank, world)
+    check_several(rank, world)
     end()
 
 
@@ -178,6 +182,32 @@ def check_exact_bytes(rank: int, world: int) -> None:
         assert torch.equal(tensor.cpu(), integers(world - 1, (21,), torch.float32).to(dtype)), dtype
 
 
+def check_several(rank: int, world: int) -> None:
+    """Several tensors in one call, and another group."""
+    values = [
+        [integers(10 * r + i, (30 + i,), torch.float32) for i in range(3)] for r in range(world)
+    ]
+    for is_async in [False, True]:
+        tensors = [value.to(DEVICE) for value in values[rank]]
+        with dist._coalescing_manager(async_ops=is_async) as manager:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+        if is_async:
+            manager.wait()
+        for i in range(3):
+            assert torch.equal(tensors[i].cpu(), sum(values[r][i] for r in range(world)))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        dist.all_reduce(tensors[0])
+        dist.all_reduce(tensors[0], async_op=True).wait()
+    seen = [event.name for event in profile.events() or []]
+    assert seen.count("dpcomm:all_reduce") == 2
+    others = dist.new_group(list(range(world - 1)), backend="cpu:dpcomm,standin:dpcomm")
+    if rank < world - 1:
+        tensor = values[rank][0].to(DEVICE)
+        dist.all_reduce(tensor, group=others)
+        assert torch.equal(tensor.cpu(), sum(values[r][0] for r in range(world - 1)))
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_collectives(world: int, device_env: dict[str, str]) -> None:
     launch(collectives, world, env=device_env)
@@ -185,7 +215,7 @@ def test_collectives(world: int, device_env: dict[str, str]) -> None:
 
 # --- streams --------------------------------------------------------------------------------------
 def streams(rank: int, world: int) -> None:
-    module = begin()
+    module = begin(device=DEVICE)
     check_order(module, rank, world)
     check_host_is_free(rank, world)
     check_other_stream(module, rank, world)
@@ -362,41 +392,61 @@ def test_graph(device_env: dict[str, str]) -> None:
     launch(graph, 2, env=device_env)
 
 
-# --- DDP ------------------------------------------------------------------------------------------
-def train(device: str, rank: int, steps: int) -> list[Any]:
-    """The parameters after some steps of DDP."""
+# --- training -------------------------------------------------------------------------------------
+def train(device: str, rank: int, wrap: Callable[[nn.Sequential], nn.Module]) -> list[torch.Tensor]:
+    """The parameters after some steps."""
     torch.manual_seed(7)
-    model = nn.Sequential(
-        nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU(), nn.Linear(96, 10)
-    )
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU())
+    model.append(nn.Linear(96, 10))
     images, labels = torch.randn(64, 64), torch.randint(0, 10, (64,))
-    model = model.to(device)
-    ddp = DistributedDataParallel(model, bucket_cap_mb=0.02)
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1, momentum=0.9)
+    parallel = wrap(model.to(device))
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1, momentum=0.9)
     mine = slice(rank * 16, rank * 16 + 16)
     images, labels = images[mine].to(device), labels[mine].to(device)
-    for _ in range(steps):
+    for _ in range(4):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(ddp(images), labels).backward()
+        nn.functional.cross_entropy(parallel(images), labels).backward()
         optimizer.step()
-    return [parameter.detach().cpu() for parameter in model.parameters()]
+    whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in parallel.parameters()]
+    return [parameter.detach().cpu() for parameter in whole]
 
 
-def ddp(rank: int, world: int) -> None:
+def replicated(model: nn.Sequential) -> nn.Module:
+    return DistributedDataParallel(model, bucket_cap_mb=0.02)
+
+
+def compressed(model: nn.Sequential) -> nn.Module:
+    parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    parallel.register_comm_hook(None, fp16_compress_hook)
+    return parallel
+
+
+def sharded(model: nn.Sequential) -> nn.Module:
+    mesh = init_device_mesh("standin", (dist.get_world_size(),))
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def training(rank: int, world: int) -> None:
     begin()
-    trained = train(DEVICE, rank, steps=4)
-    for parameter in trained:
-        everyone = [torch.empty_like(parameter) for _ in range(world)]
-        dist.all_gather(everyone, parameter)
-        assert all(torch.equal(parameter, other) for other in everyone)
     # Of two ranks, either order of a sum gives the same bits.
-    for parameter, expected in zip(trained, train("cpu", rank, steps=4), strict=True):
-        assert torch.equal(parameter, expected)
+    on_cpu = {wrap: train("cpu", rank, wrap) for wrap in [replicated, compressed]}
+    for wrap in [replicated, compressed, sharded]:
+        trained = train(DEVICE, rank, wrap)
+        expected = on_cpu.get(wrap, on_cpu[replicated])
+        for parameter, wanted in zip(trained, expected, strict=True):
+            assert torch.equal(parameter, wanted), wrap
+            everyone = [torch.empty_like(parameter) for _ in range(world)]
+            dist.all_gather(everyone, parameter)
+            assert all(torch.equal(parameter, other) for other in everyone), wrap
     end()
 
 
-def test_ddp(device_env: dict[str, str]) -> None:
-    launch(ddp, 2, env=device_env)
+def test_ddp_and_fsdp(device_env: dict[str, str]) -> None:
+    launch(training, 2, env=device_env)
 
 
 # --- errors ---------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import types
 from pathlib import Path
+from typing import Any
 
 SOURCES = Path(__file__).resolve().parent
 ROOT = SOURCES.parents[2]
@@ -108,10 +109,24 @@ def load() -> types.ModuleType:
     module = types.ModuleType("torch.standin")
     for name in ["device_count", "current_device", "set_device", "synchronize"]:
         setattr(module, name, getattr(device, name))
-    module.is_available = lambda: True  # type: ignore[attr-defined]
-    module.is_initialized = lambda: True  # type: ignore[attr-defined]
-    module._is_in_bad_fork = lambda: False  # type: ignore[attr-defined]
-    module.manual_seed_all = lambda seed: None  # type: ignore[attr-defined]
+    vars(module).update(
+        Stream=lambda device=None, priority=0: torch.Stream(_index(device), priority=priority),
+        Event=lambda enable_timing=False: torch.Event("standin", enable_timing=enable_timing),
+        current_stream=lambda device=None: torch.accelerator.current_stream(_index(device)),
+        stream=lambda stream: stream,  # a context of its own
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        _is_in_bad_fork=lambda: False,
+        manual_seed_all=lambda seed: None,
+    )
     torch._register_device_module("standin", module)
     torch.utils.generate_methods_for_privateuse1_backend()
     return device
+
+
+def _index(device: Any) -> Any:
+    import torch
+
+    if device is None:
+        return torch.device("standin", torch.accelerator.current_device_index())
+    return torch.device("standin", device) if isinstance(device, int) else device
