@@ -144,7 +144,7 @@ class Emitter:
         self.addresses: dict[str, tuple[str, str]] = {}  # variable -> (space, C++ address)
         self.shared_bytes = 0
         self.parameter_bytes = 0
-        self.local_variables: list[str] = []
+        self.local_bytes = 0
         for parameter in entry.parameters:
             at = -(-self.parameter_bytes // parameter.align) * parameter.align
             self.addresses[parameter.name] = ("param", f"(m.parameters + {at})")
@@ -168,8 +168,9 @@ class Emitter:
             address = f"uint64_t{{{self.shared_bytes}}}"
             self.shared_bytes += variable.size
         elif variable.space == "local":
-            self.local_variables.append(f"alignas({variable.align}) char {name}[{variable.size}];")
-            address = f"reinterpret_cast<uint64_t>({name})"
+            self.local_bytes = -(-self.local_bytes // variable.align) * variable.align
+            address = f"(m.local + {self.local_bytes})"
+            self.local_bytes += variable.size
         elif variable.space in ("global", "const"):
             whole = variables_of(self.entry)
             address = f"reinterpret_cast<uint64_t>({whole}.{name})"

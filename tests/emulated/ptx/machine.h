@@ -25,23 +25,31 @@ struct Span {
   }
 };
 
+template <class T>
+Span span_of(const T& object) {
+  return {reinterpret_cast<uint64_t>(&object), sizeof object};
+}
+
 class Machine {
  public:
   /// `key` names the kernel's shared memory in the block; `variables` are the module's.
   Machine(const void* parameters, size_t parameter_bytes, const void* key, size_t shared_bytes,
-          Span variables)
+          Span variables, Span local)
       : place(*dpcomm::emulated::self),
         parameters(reinterpret_cast<uint64_t>(parameters)),
         shared(shared_bytes ? reinterpret_cast<uint64_t>(
                                   dpcomm::emulated::shared_memory(key, shared_bytes, 128))
                             : 0),
+        local(local.begin),
         parameter_span_{this->parameters, parameter_bytes},
         shared_span_{shared, shared_bytes},
-        variable_span_(variables) {}
+        variable_span_(variables),
+        local_span_(local) {}
 
   const dpcomm::emulated::Thread& place;
   const uint64_t parameters;  ///< addresses
   const uint64_t shared;
+  const uint64_t local;
 
   uint32_t lane() const { return place.thread & 31; }
   [[noreturn]] __attribute__((cold, noinline)) void fail(int line, const char* problem) const {
@@ -69,7 +77,8 @@ class Machine {
   }
   __attribute__((noinline)) void begin_generic(uint64_t address, uint32_t bytes, bool write,
                                                int line) const {
-    if (shared_span_.holds(address, bytes) || parameter_span_.holds(address, bytes)) {
+    if (shared_span_.holds(address, bytes) || parameter_span_.holds(address, bytes) ||
+        local_span_.holds(address, bytes)) {
       begin_private(address, bytes, line);
     } else {
       begin_global(address, bytes, write, line);
@@ -183,7 +192,7 @@ class Machine {
     if (members != 0xffffffffu) fail(line, "a warp function without all lanes");
   }
 
-  const Span parameter_span_, shared_span_, variable_span_;
+  const Span parameter_span_, shared_span_, variable_span_, local_span_;
   int last_poll_ = 0;
 };
 

@@ -98,13 +98,12 @@ def translate(module: Module, entry: Entry) -> str:
     for statement in entry.body:
         body += lines_of(e, statement)
     by_scope = {f"@scope {scope.number}": e.declarations(scope) for scope in e.scopes}
-    lines = [*e.local_variables, *by_scope["@scope 0"]]
+    lines = list(by_scope["@scope 0"])
     for line in body:
         lines += by_scope.get(line, [line])
     symbol = symbol_of(entry)
     variables = variable_lines(module, entry)
-    whole = variables_of(entry)
-    span = f"{{reinterpret_cast<uint64_t>(&{whole}), sizeof {whole}}}" if variables else "{}"
+    span = f"span_of({variables_of(entry)})" if variables else "{}"
     return "\n".join(
         [
             f"// {entry.name} of {Path(module.path).name}, PTX {module.version} for "
@@ -114,7 +113,9 @@ def translate(module: Module, entry: Entry) -> str:
             *variables,
             f"extern const Kernel {symbol};",
             f"static void run_{symbol}(const void* parameters) {{",
-            f"  Machine m(parameters, {e.parameter_bytes}, &{symbol}, {e.shared_bytes}, {span});",
+            f"  alignas(16) char local[{max(e.local_bytes, 1)}];",
+            f"  Machine m(parameters, {e.parameter_bytes}, &{symbol}, {e.shared_bytes}, {span}, "
+            f"span_of(local));",
             *(f"  {line}" for line in lines),
             "}",
             f'const Kernel {symbol} = {{"{entry.name}", run_{symbol}, {e.parameter_bytes}}};',
