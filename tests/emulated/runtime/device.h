@@ -31,8 +31,8 @@ extern constinit thread_local Thread* self;
 
 // --- told to the scheduler (emulator.cc)
 // -----------------------------------------------------------
-/// An access to data of `size` bytes: in one region, aligned to its size; counted. Returns false for
-/// memory that only its rank uses (MemoryClass::kState).
+/// An access to data of `size` bytes: in one region, aligned to its size; counted. Returns false
+/// for memory that only its rank uses (MemoryClass::kState).
 bool check_data(const void* place, uint32_t size, bool write);
 enum class FlagAccess : uint8_t { kPoll, kAcquire, kStore, kPacketPoll, kPacketStore, kWord };
 /// An access to a flag, packet or word; `value` is what is stored. Others may get a turn here.

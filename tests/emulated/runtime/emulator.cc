@@ -21,6 +21,7 @@ constinit thread_local Thread* self = nullptr;
 namespace {
 
 constexpr int kSharedVariables = 16;
+constexpr size_t kStackBytes = size_t{128} << 10;
 constexpr size_t kSharedBytes = size_t{48} << 10;  // what a device grants without being asked
 constexpr uint64_t kIdleBeforeRest = 64;  // sweeps without progress, then others get the core
 constexpr int32_t kForLong = INT32_MAX;
@@ -66,11 +67,13 @@ enum class State : uint8_t { kReady, kPausing, kBlockBarrier, kWarpBarrier, kOve
 struct Fiber : Thread {
   Block* block = nullptr;
   Context context;
+  char* stack = nullptr;
   void* tsan = nullptr;
   State state = State::kReady;
   bool saw_abort = false;  ///< or has met one that did
   const void* polled = nullptr;
   uint64_t seen = 0;
+  uint64_t paused_at = 0;  ///< number of the last event before it paused
 };
 
 /// Threads that have come so far. Two places for ThreadSanitizer, taken in turn: a fast thread may
@@ -112,7 +115,6 @@ struct Block {
   uint64_t pauses_since = 0;  ///< number of the event that `pauses` counts from
   uint32_t saw_abort = 0;     ///< a bit for each warp
   Mood mood;
-  char* stacks = nullptr;
   char* shared = nullptr;
   size_t shared_used = 0;
   SharedVariable variables[kSharedVariables] = {};
@@ -143,6 +145,17 @@ std::string text_of(const char* format, uint64_t a, uint64_t b = 0, uint64_t c =
 
 World::Impl* running_world(const Fiber& fiber);
 
+// Pages that worlds on this OS thread have left, to be used again.
+thread_local std::vector<char*> spare_stacks;
+thread_local std::vector<char*> spare_shared;
+
+char* new_pages(size_t bytes) { return static_cast<char*>(map_pages(bytes)); }
+char* taken(std::vector<char*>& spare) {
+  char* pages = spare.back();
+  spare.pop_back();
+  return pages;
+}
+
 }  // namespace
 
 struct World::Impl {
@@ -161,7 +174,6 @@ struct World::Impl {
         if (!tsan::kOn) delete grid;
       }
     }
-    for (char* stacks : spare_stacks) munmap(stacks, spare_bytes);
   }
 
   // --- starting and ending ---
@@ -206,8 +218,7 @@ struct World::Impl {
     const Launch& launch = grid->launch;
     block->grid = grid;
     block->counts = &counts[launch.first_rank + index / launch.blocks_x];
-    block->stacks = take_stacks(launch.threads * options.stack_bytes);
-    block->shared = static_cast<char*>(map_pages(kSharedBytes));
+    block->shared = spare_shared.empty() ? new_pages(kSharedBytes) : taken(spare_shared);
     std::memset(block->shared, 0xa5, kSharedBytes);
     block->warps.resize(launch.threads / 32);
     block->fibers.resize(launch.threads);
@@ -222,8 +233,13 @@ struct World::Impl {
       fiber.blocks_x = launch.blocks_x;
       fiber.blocks_y = launch.blocks_y;
       fiber.block = block;
-      make_context(fiber.context, block->stacks + i * options.stack_bytes, options.stack_bytes,
-                   &enter);
+      if (spare_stacks.empty()) {
+        char* stacks = new_pages((launch.threads - i) * kStackBytes);
+        for (uint32_t k = launch.threads; k-- > i;)
+          spare_stacks.push_back(stacks + (k - i) * kStackBytes);
+      }
+      fiber.stack = taken(spare_stacks);
+      make_context(fiber.context, fiber.stack, kStackBytes, &enter);
       fiber.tsan = tsan::create();
       block->ready.push_back(i);
     }
@@ -255,36 +271,25 @@ struct World::Impl {
     switch_context(fiber.context, main_context);
   }
 
-  char* take_stacks(size_t bytes) {
-    if (!spare_stacks.empty() && spare_bytes == bytes) {
-      char* stacks = spare_stacks.back();
-      spare_stacks.pop_back();
-      return stacks;
-    }
-    return static_cast<char*>(map_pages(bytes));
-  }
-
   void drop(Block* block) {
-    const size_t bytes = block->fibers.size() * options.stack_bytes;
     for (Fiber& fiber : block->fibers) {
       if (fiber.tsan != nullptr) tsan::destroy(fiber.tsan);
+      if (!tsan::kOn) spare_stacks.push_back(fiber.stack);
     }
-    munmap(block->shared, kSharedBytes);
-    // Under ThreadSanitizer new pages each time: another thread's stack must look new to it.
-    if (tsan::kOn || (!spare_stacks.empty() && spare_bytes != bytes)) {
-      munmap(block->stacks, bytes);
+    if (tsan::kOn) {  // new pages each time: another thread's stack must look new to it
+      munmap(block->fibers[0].stack, block->fibers.size() * kStackBytes);
+      munmap(block->shared, kSharedBytes);
     } else {
-      spare_bytes = bytes;
-      spare_stacks.push_back(block->stacks);
+      spare_shared.push_back(block->shared);
     }
     delete block;
   }
 
   void end(Block* block) {
-    for (uint32_t i = 0; i < block->fibers.size(); ++i) {
+    for (const Fiber& fiber : block->fibers) {
       uint64_t lowest;
-      std::memcpy(&lowest, block->stacks + i * options.stack_bytes, sizeof lowest);
-      if (lowest != 0) error = text_of("thread %llu has used up its stack", i);
+      std::memcpy(&lowest, fiber.stack, sizeof lowest);
+      if (lowest != 0) error = text_of("thread %llu has used up its stack", fiber.thread);
     }
     Grid* grid = block->grid;
     --residents[grid->launch.device];
@@ -353,13 +358,21 @@ struct World::Impl {
       if (block.mood.order == Mood::kFew && chosen > 1) chosen = 1 + random.below(chosen);
     }
     for (size_t i = 0; i < block.batch.size(); ++i) {
-      if (i < chosen) {
-        run(block.fibers[block.batch[i]]);
+      Fiber& fiber = block.fibers[block.batch[i]];
+      if (i < chosen && !polls_in_vain(fiber)) {
+        run(fiber);
         if (!error.empty()) return;
       } else {
         block.ready.push_back(block.batch[i]);
       }
     }
+  }
+
+  /// A poll that would see what it saw before. Now and then it runs all the same: it may count
+  /// polls.
+  bool polls_in_vain(const Fiber& fiber) {
+    return fiber.state == State::kPausing && fiber.paused_at == events &&
+           !options.outside_writers && !random.one_in(8);
   }
 
   void run(Fiber& fiber) {
@@ -508,8 +521,6 @@ struct World::Impl {
   Context main_context;
   void* main_tsan = nullptr;
   std::chrono::steady_clock::time_point begin;
-  std::vector<char*> spare_stacks;
-  size_t spare_bytes = 0;
   static constinit thread_local Impl* current;
 };
 
@@ -649,6 +660,7 @@ void pause() {
   if (block.pauses_since != world().events) block.pauses = 0;
   block.pauses_since = world().events;
   ++block.pauses;
+  f.paused_at = world().events;
   f.state = State::kPausing;
   world().to_scheduler(f);
 }

@@ -37,7 +37,6 @@ struct WorldOptions {
   /// Host threads or other processes write what is polled: never "stuck", only late.
   bool outside_writers = false;
   double limit_s = 0;  ///< after which the run is Stuck; 0: none
-  size_t stack_bytes = size_t{128} << 10;
   bool check = true;   ///< accesses have to lie in regions of `memory` (ignored without a map)
   bool count = false;  ///< fill counts()
   MemoryMap* memory = nullptr;
