@@ -13,6 +13,7 @@
 #include "base/fork.h"
 #include "base/log.h"
 #include "base/names.h"
+#include "comm/device_side.h"
 #include "comm/tuner.h"
 #include "cpu/executor.h"
 #include "transport/transport.h"
@@ -66,7 +67,8 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
     throw usage_error("this communicator was made before a fork; a forked process cannot use it");
   }
 
-  Choice check(const Operation& operation) const;
+  /// `device`: of its staging, for an operation on it; null for one on the CPU.
+  Choice check(const Operation& operation, const StagingGeometry* device = nullptr) const;
   void execute(const Operation& operation, const Choice& choice, bool patient);
   void run_alone(const Operation& operation) const;
   void progress();
@@ -74,7 +76,7 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
   void hand_over();
   std::optional<Failure> perform(const Operation& operation, const Choice& choice, bool patient);
 
-  std::unique_ptr<Transport> transport;
+  const std::shared_ptr<Transport> transport;
   const CommunicatorOptions options;
   std::atomic<bool> closing{false};
   Executor executor;
@@ -93,9 +95,13 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
   // Of the thread that runs an operation.
   OpRecord last;
   std::atomic<uint64_t> operations{0}, bytes{0}, wire_bytes{0}, wait_ns{0};
+
+  std::mutex opening;                  // held while a device is opened
+  std::shared_ptr<DeviceSide> device;  // guarded by `mutex`; null until a device is opened
+  std::shared_ptr<DeviceSide> open_device_side();
 };
 
-Choice Communicator::Impl::check(const Operation& operation) const {
+Choice Communicator::Impl::check(const Operation& operation, const StagingGeometry* device) const {
   const int world = transport->world();
   const bool has_op = reduces(operation.collective);
   const bool rooted =
@@ -135,7 +141,7 @@ Choice Communicator::Impl::check(const Operation& operation) const {
       overlap(input, scatter ? block * world : block, output, gather ? block * world : block)) {
     throw usage_error(name(operation.collective), ": input and output overlap in part");
   }
-  return choose(operation, options, world);
+  return choose(operation, options, world, device);
 }
 
 /// A world of one: what is left of an operation.
@@ -358,18 +364,76 @@ std::shared_ptr<Work> Communicator::submit(const Operation& operation) {
   return work;
 }
 
-void Communicator::open_device(int, void*) {
-  impl_->check_owner();
-  throw usage_error("no CUDA device: this build has no CUDA part");
+std::shared_ptr<DeviceSide> Communicator::Impl::open_device_side() {
+  check_owner();
+  const std::lock_guard lock(mutex);
+  return device;
 }
 
-uint64_t Communicator::enqueue(const Operation&, void*) {
-  throw usage_error("no CUDA device: this build has no CUDA part");
+void Communicator::open_device(int device, void* stream) {
+  Impl& impl = *impl_;
+  const std::lock_guard opening(impl.opening);
+  if (const auto open = impl.open_device_side()) {
+    if (open->device() == device) return;
+    throw usage_error("the communicator uses CUDA device ", open->device(),
+                      "; operations on device ", device, " need one of their own");
+  }
+  const auto exchange = [&](const std::string& own) {
+    std::string all(own.size() * world(), '\0');
+    Operation gather;
+    gather.collective = Collective::kAllGather;
+    gather.dtype = Dtype::kUint8;
+    gather.input = own.data();
+    gather.output = all.data();
+    gather.count = own.size();
+    run(gather);
+    return all;
+  };
+  auto made =
+      std::make_shared<DeviceSide>(impl.transport, device, stream, impl.options.name, exchange);
+  std::unique_lock lock(impl.mutex);
+  if (!impl.closed) {
+    impl.device = std::move(made);
+    return;
+  }
+  lock.unlock();
+  made->close();
+  throw usage_error("the communicator is closed");
 }
 
-void Communicator::join(uint64_t, void*) {}
+uint64_t Communicator::enqueue(const Operation& operation, void* caller) {
+  Impl& impl = *impl_;
+  const auto device = impl.open_device_side();
+  if (device == nullptr) throw usage_error("no device is open; open_device() comes first");
+  if (operation.collective == Collective::kBarrier) {
+    throw usage_error("a barrier is not an operation on a device");
+  }
+  const Choice choice = impl.check(operation, &device->geometry());
+  if (reduces(operation.collective)) {
+    const size_t elem = size_bytes(operation.dtype);
+    for (const void* buffer : {operation.input, static_cast<const void*>(operation.output)}) {
+      if (reinterpret_cast<uintptr_t>(buffer) % elem == 0) continue;
+      throw usage_error(name(operation.collective), ": a buffer of ", name(operation.dtype),
+                        " on a device begins at a multiple of ", elem, " bytes");
+    }
+  }
+  const int64_t limit =
+      operation.timeout.count() > 0 ? operation.timeout.count() : impl.timeout_ms.load();
+  const uint64_t ticket =
+      device->enqueue(operation, choice, caller, std::chrono::milliseconds(limit));
+  impl.operations.fetch_add(1);
+  impl.bytes.fetch_add(operation.count * size_bytes(operation.dtype));
+  return ticket;
+}
 
-bool Communicator::complete(uint64_t) const { return true; }
+void Communicator::join(uint64_t ticket, void* caller) {
+  if (const auto device = impl_->open_device_side()) device->join(ticket, caller);
+}
+
+bool Communicator::complete(uint64_t ticket) const {
+  const auto device = impl_->open_device_side();
+  return device == nullptr || device->complete(ticket);
+}
 
 std::exception_ptr Communicator::failure() const {
   const auto failure = impl_->transport->failure();
@@ -434,6 +498,9 @@ void Communicator::close() {
   }
   std::unique_lock lock(impl.mutex);
   impl.changed.wait(lock, [&] { return !impl.busy; });  // a run() in another thread sees `closing`
+  const auto device = impl.device;
+  lock.unlock();
+  if (device != nullptr) device->close();
   impl.transport->close();
 }
 

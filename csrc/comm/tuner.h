@@ -2,6 +2,7 @@
 #pragma once
 
 #include "comm/communicator.h"
+#include "cuda/layout.h"
 
 namespace dpcomm {
 
@@ -14,7 +15,10 @@ struct Choice {
 /// the user allowed; a lossy one only where law 8 admits it and the link gains by it. Throws
 /// UsageError for an algorithm that does not exist or cannot carry the wire format that was asked
 /// for.
-Choice choose(const Operation& operation, const CommunicatorOptions& options, int world);
+/// `device`: of the staging, for an operation on a device, where the links are those between
+/// devices; null for one on the CPU.
+Choice choose(const Operation& operation, const CommunicatorOptions& options, int world,
+              const StagingGeometry* device = nullptr);
 
 /// Throws UsageError unless `algorithm` is "auto" or the name of an algorithm of any collective.
 void check_algorithm(const std::string& algorithm);

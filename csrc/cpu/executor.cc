@@ -18,6 +18,7 @@ constexpr size_t kMaxAccumulatorBytes = 8;
 Executor::Executor(Transport& transport, const WaitPolicy& policy,
                    const std::atomic<bool>& interrupted)
     : transport_(transport),
+      diagnosis_(transport, Place::kHost),
       policy_(policy),
       patient_policy_(WaitPolicy::choose_patient()),
       interrupted_(interrupted),

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "cpu/diagnosis.h"
 #include "cpu/progress.h"
 #include "schedule/registry.h"
 #include "schedule/step.h"
@@ -37,12 +38,6 @@ struct Task {
   /// Asked now and then by a wait that lasts, in the thread of run(); true ends it.
   const std::function<bool()>* interrupted = nullptr;
 };
-
-/// "all_reduce #12 (1000 x float32, sum, two_shot, wire native)".
-std::string describe(const OpRecord& record);
-
-/// What all ranks have to agree on, as a number; never 0.
-uint32_t fingerprint(const OpRecord& record);
 
 class Executor {
  public:
@@ -86,17 +81,13 @@ class Executor {
   void find_reason(const std::vector<const Step*>& waiting);
   std::vector<int> blocking_peers(const std::vector<const Step*>& waiting);
   void show_life();
-  void check_disagreement() const;
-  void check_peers() const;
-  std::string history(int peer) const;
-  std::string not_called() const;
-  std::string not_moving() const;
   [[noreturn]] void throw_timeout(const std::vector<const Step*>& waiting);
 
   RecvChannel& recv_channel(int peer, int lane) { return *recv_[size_t(lane) * world_ + peer]; }
   SendChannel& send_channel(int peer, int lane) { return *send_[size_t(lane) * world_ + peer]; }
 
   Transport& transport_;
+  const Diagnosis diagnosis_;
   const WaitPolicy policy_;
   const WaitPolicy patient_policy_;
   const std::atomic<bool>& interrupted_;

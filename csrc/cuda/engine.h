@@ -48,6 +48,7 @@ enum class Progress {
   kBehind,   ///< it waits for what the caller's stream, or the engine's, does before
   kRunning,  ///< it may run
   kComplete,
+  kInGraph,  ///< it became part of a graph, with which it runs
 };
 
 /// One rank's side of the device. Members may be called from any thread, but operations have to be
@@ -78,9 +79,10 @@ class DeviceEngine {
   virtual uint64_t launch(const DeviceTask& task, void* caller) = 0;
   /// Lets `caller` wait, on the device, for the operation and all before it.
   virtual void join(uint64_t ticket, void* caller) = 0;
-  /// kComplete also after an abort, and for an operation that became part of a graph.
+  /// kComplete also after an abort. kInGraph at least until the next launch, then kComplete.
   virtual Progress progress(uint64_t ticket) = 0;
-  bool complete(uint64_t ticket) { return progress(ticket) == Progress::kComplete; }
+  /// True once the device is through with the operation, or if it became part of a graph.
+  bool complete(uint64_t ticket) { return progress(ticket) >= Progress::kComplete; }
   /// Blocks the host until all operations are complete.
   virtual void synchronize() = 0;
 

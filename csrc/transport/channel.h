@@ -4,7 +4,8 @@
 // acquires a free slot, fills it and publishes; the receiver peeks at the oldest published message
 // and releases it. Nothing here blocks: calls named try_ answer at once, and a rank that has
 // nothing to do arms its bell, looks once more and sleeps. One thread at a time uses a transport,
-// but for wake(), fail() and failure(), which any thread may call.
+// but for wake(), fail(), failure() and what reads records and states of peers, which any thread
+// may call; the records of operations on a device are announced by one thread at a time, too.
 #pragma once
 
 #include <chrono>
@@ -50,6 +51,18 @@ struct LaneGeometry {
   size_t slot_bytes = 0;
 };
 
+/// A rank's operations on the CPU and those on its device are two orders, each with numbers of its
+/// own.
+enum class Place : uint8_t { kHost, kDevice };
+
+/// How far a device is with the last operation that it was given.
+enum class Stage : uint8_t {
+  kUnknown,
+  kBehind,  ///< it waits for what the caller's stream does before
+  kRunning,
+  kLeft,  ///< the device touches no peer's memory any more, nor lets a peer touch its own
+};
+
 /// What a rank says of itself before it starts an operation, for diagnostics.
 struct OpRecord {
   uint64_t sequence = 0;  ///< number of the operation in its communicator, from 1
@@ -63,7 +76,8 @@ struct OpRecord {
   uint8_t op = 0;            ///< ReduceOp
   uint8_t wire = 0;          ///< WireFormat
   uint8_t algorithm = 0;     ///< index into kAlgorithms
-  uint8_t reserved[7] = {};  ///< no padding: the record is hashed as words
+  uint8_t stage = 0;         ///< Stage; of operations on a device
+  uint8_t reserved[6] = {};  ///< no padding: the record is hashed as words
 };
 
 static_assert(sizeof(OpRecord) == 56);
@@ -98,13 +112,13 @@ class Transport {
   virtual void wake() = 0;
 
   // Diagnostics.
-  virtual void announce(const OpRecord& record) = 0;
+  virtual void announce(const OpRecord& record, Place place = Place::kHost) = 0;
   /// The last record of a rank; OpRecord() before the first one.
-  virtual OpRecord announced(int rank) const = 0;
+  virtual OpRecord announced(int rank, Place place = Place::kHost) const = 0;
   /// The last record of a rank's operation `sequence`; OpRecord() if it is not (or no longer)
   /// known.
-  virtual OpRecord announced_at(int rank, uint64_t sequence) const {
-    const OpRecord last = announced(rank);
+  virtual OpRecord announced_at(int rank, uint64_t sequence, Place place = Place::kHost) const {
+    const OpRecord last = announced(rank, place);
     return last.sequence == sequence ? last : OpRecord();
   }
   virtual PeerState peer_state(int rank) const = 0;

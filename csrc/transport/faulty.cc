@@ -130,10 +130,12 @@ class FaultyTransport final : public Transport {
     inner_->sleep(ticket, state_.faults.stall > 0 ? std::chrono::microseconds(50) : limit);
   }
   void wake() override { inner_->wake(); }
-  void announce(const OpRecord& record) override { inner_->announce(record); }
-  OpRecord announced(int rank) const override { return inner_->announced(rank); }
-  OpRecord announced_at(int rank, uint64_t sequence) const override {
-    return inner_->announced_at(rank, sequence);
+  void announce(const OpRecord& record, Place place) override { inner_->announce(record, place); }
+  OpRecord announced(int rank, Place place) const override {
+    return inner_->announced(rank, place);
+  }
+  OpRecord announced_at(int rank, uint64_t sequence, Place place) const override {
+    return inner_->announced_at(rank, sequence, place);
   }
   PeerState peer_state(int rank) const override { return inner_->peer_state(rank); }
   std::string describe(int rank) const override { return inner_->describe(rank); }

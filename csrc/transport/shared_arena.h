@@ -47,10 +47,14 @@ class ArenaTransport : public Transport {
   }
   void wake() override { bell(rank_).ring_always(); }
 
-  void announce(const OpRecord& record) override { line(rank_).announce(record); }
-  OpRecord announced(int rank) const override { return line(rank).last_record(); }
-  OpRecord announced_at(int rank, uint64_t sequence) const override {
-    return line(rank).record_of(sequence);
+  void announce(const OpRecord& record, Place place) override {
+    line(rank_).history(place).announce(record);
+  }
+  OpRecord announced(int rank, Place place) const override {
+    return line(rank).history(place).last_record();
+  }
+  OpRecord announced_at(int rank, uint64_t sequence, Place place) const override {
+    return line(rank).history(place).record_of(sequence);
   }
   std::string describe(int rank) const override;
   void fail(const Failure& failure) override;

@@ -262,18 +262,10 @@ struct alignas(kLine) FailureRecord {
   }
 };
 
-/// What a rank shows of itself. Its last operations are kept, because a rank may be some operations
-/// ahead of one that finds out that they disagree.
-struct alignas(kLine) RankLine {
-  // In this order, one after another; 0 is a rank that has not come.
-  static constexpr uint32_t kAttached = 1;  ///< holds its lock; the others can reach it
-  static constexpr uint32_t kReady = 2;     ///< needs nothing any more to start
-  static constexpr uint32_t kClosed = 3;
-
-  std::atomic<uint32_t> state{0};
-  std::atomic<uint32_t> pid{0};
-  std::atomic<uint64_t> process{0};  ///< a random number of the process, where pids may repeat
-  std::atomic<uint64_t> last{0};     ///< sequence of the newest record
+/// A rank's last operations: several, because a rank may be some operations ahead of one that finds
+/// out that they disagree.
+struct alignas(kLine) History {
+  std::atomic<uint64_t> last{0};  ///< sequence of the newest record
   Published<OpRecord> records[kKeptOperations];
 
   void announce(const OpRecord& record) {
@@ -288,6 +280,22 @@ struct alignas(kLine) RankLine {
     const OpRecord record = records[sequence % kKeptOperations].read();
     return record.sequence == sequence ? record : OpRecord();
   }
+};
+
+/// What a rank shows of itself.
+struct alignas(kLine) RankLine {
+  // In this order, one after another; 0 is a rank that has not come.
+  static constexpr uint32_t kAttached = 1;  ///< holds its lock; the others can reach it
+  static constexpr uint32_t kReady = 2;     ///< needs nothing any more to start
+  static constexpr uint32_t kClosed = 3;
+
+  std::atomic<uint32_t> state{0};
+  std::atomic<uint32_t> pid{0};
+  std::atomic<uint64_t> process{0};  ///< a random number of the process, where pids may repeat
+  History on_host, on_device;
+
+  History& history(Place place) { return place == Place::kHost ? on_host : on_device; }
+  const History& history(Place place) const { return place == Place::kHost ? on_host : on_device; }
 };
 
 }  // namespace dpcomm

@@ -40,8 +40,8 @@ class ScriptedTransport final : public Transport {
     ++sleeps;
   }
   void wake() override {}
-  void announce(const OpRecord&) override {}
-  OpRecord announced(int) const override { return {}; }
+  void announce(const OpRecord&, Place) override {}
+  OpRecord announced(int, Place) const override { return {}; }
   PeerState peer_state(int) const override { return PeerState::kAlive; }
   std::string describe(int) const override { return ""; }
   void fail(const Failure&) override {}

@@ -1,0 +1,130 @@
+#include "cpu/diagnosis.h"
+
+#include <cstring>
+
+#include "base/clock.h"
+#include "base/dtype.h"
+#include "base/error.h"
+#include "base/reduce_op.h"
+#include "schedule/registry.h"
+#include "wire/wire_format.h"
+
+namespace dpcomm {
+namespace {
+
+// A rank that waits shows every 50 ms that it runs; one that has not for so long is busy elsewhere
+// or stopped. Generous, because the machine may be overloaded.
+constexpr int64_t kStillNs = 500'000'000;
+
+}  // namespace
+
+std::string joined(const std::vector<std::string>& parts, const char* separator) {
+  std::string text;
+  for (const std::string& part : parts) text += (text.empty() ? "" : separator) + part;
+  return text;
+}
+
+std::string describe(const OpRecord& record) {
+  const auto collective = static_cast<Collective>(record.collective);
+  std::string text = str(name(collective), " #", record.sequence);
+  if (collective == Collective::kBarrier) return text;
+  text += str(" (", record.count, " x ", name(static_cast<Dtype>(record.dtype)));
+  if (reduces(collective)) text += str(", ", name(static_cast<ReduceOp>(record.op)));
+  if (record.op == static_cast<uint8_t>(ReduceOp::kPremulSum)) text += str(" ", record.factor);
+  if (collective == Collective::kBroadcast || collective == Collective::kReduce) {
+    text += str(", root ", record.root);
+  }
+  text += str(", ", kAlgorithms[record.algorithm].name);
+  const auto wire = static_cast<WireFormat>(record.wire);
+  if (wire != WireFormat::kNative) text += str(", wire ", name(wire));
+  return text + ")";
+}
+
+uint32_t fingerprint(const OpRecord& record) {
+  OpRecord agreed = record;
+  agreed.finished = 0;
+  agreed.alive_ns = 0;
+  agreed.stage = 0;
+  uint64_t words[sizeof(OpRecord) / sizeof(uint64_t)];
+  static_assert(sizeof(words) == sizeof(agreed));
+  std::memcpy(words, &agreed, sizeof(words));
+  uint64_t hash = 0;
+  for (const uint64_t word : words) {  // splitmix64's finaliser over a running sum
+    hash += word + 0x9e3779b97f4a7c15u;
+    hash = (hash ^ (hash >> 30)) * 0xbf58476d1ce4e5b9u;
+    hash = (hash ^ (hash >> 27)) * 0x94d049bb133111ebu;
+    hash ^= hash >> 31;
+  }
+  const auto tag = static_cast<uint32_t>(hash ^ (hash >> 32));
+  return tag == 0 ? 1 : tag;
+}
+
+void Diagnosis::check_disagreement(const OpRecord& operation) const {
+  const int rank = transport_.rank();
+  const uint64_t now = operation.sequence;
+  for (uint64_t sequence = now > kKeptOperations ? now - kKeptOperations + 1 : 1; sequence <= now;
+       ++sequence) {
+    const OpRecord mine = transport_.announced_at(rank, sequence, place_);
+    if (mine.sequence == 0) continue;
+    for (int peer = 0; peer < transport_.world(); ++peer) {
+      const OpRecord other = transport_.announced_at(peer, sequence, place_);
+      if (other.sequence == 0 || fingerprint(other) == fingerprint(mine)) continue;
+      const bool first = rank < peer;  // the same text from both
+      throw usage_error("ranks disagree: ", transport_.describe(first ? rank : peer), " called ",
+                        describe(first ? mine : other), ", but ",
+                        transport_.describe(first ? peer : rank), " called ",
+                        describe(first ? other : mine));
+    }
+  }
+}
+
+std::string Diagnosis::history(int peer) const {
+  const OpRecord last = transport_.announced(peer, place_);
+  if (last.sequence == 0) return "no operation yet";
+  if (last.finished == last.sequence) return "finished last: " + describe(last);
+  const OpRecord finished = transport_.announced_at(peer, last.finished, place_);
+  return str("in ", describe(last), ", finished last: ",
+             finished.sequence > 0 ? describe(finished) : std::string("nothing"));
+}
+
+void Diagnosis::check_peers(const OpRecord& operation) const {
+  std::vector<std::string> gone;
+  for (int peer = 0; peer < transport_.world(); ++peer) {
+    if (peer == transport_.rank()) continue;
+    const PeerState state = transport_.peer_state(peer);
+    if (state == PeerState::kAlive) continue;
+    if (transport_.announced(peer, place_).finished >= operation.sequence) continue;
+    const bool closed = state == PeerState::kClosed;
+    gone.push_back(str(transport_.describe(peer), closed ? " has closed its communicator" : " died",
+                       " (", history(peer), ")"));
+  }
+  if (gone.empty()) return;
+  throw peer_error(joined(gone, "; "), "; noticed by ", transport_.describe(transport_.rank()),
+                   " in ", describe(operation));
+}
+
+std::string Diagnosis::not_called(const OpRecord& operation) const {
+  std::vector<std::string> missing;
+  for (int peer = 0; peer < transport_.world(); ++peer) {
+    if (peer == transport_.rank() ||
+        transport_.announced(peer, place_).sequence >= operation.sequence)
+      continue;
+    missing.push_back(str(transport_.describe(peer), " has not called it (", history(peer), ")"));
+  }
+  return joined(missing, "; ");
+}
+
+std::string Diagnosis::not_moving(const OpRecord& operation) const {
+  std::vector<std::string> still;
+  for (int peer = 0; peer < transport_.world(); ++peer) {
+    const OpRecord other = transport_.announced(peer, place_);
+    const int64_t silence_ns = now_ns() - other.alive_ns;
+    if (peer == transport_.rank() || other.finished >= operation.sequence || silence_ns < kStillNs)
+      continue;
+    still.push_back(str(transport_.describe(peer), " has given no sign of life for ",
+                        silence_ns / 100'000'000 / 10.0, " s (", history(peer), ")"));
+  }
+  return joined(still, "; ");
+}
+
+}  // namespace dpcomm
