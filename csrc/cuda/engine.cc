@@ -205,7 +205,7 @@ const void* require_kernel(const KernelId& kernel) {
 
 void launch_kernel(const LaunchPlan& plan, int ranks, void* stream) {
   const void* const kernel = require_kernel(plan.kernel);
-  const int threads = plan.kernel.packets ? kPacketThreads : kMaxThreads;
+  const int threads = block_threads(plan.kernel);
   void* arguments[] = {const_cast<KernelArgs*>(&plan.args)};
   check_cuda(cudaLaunchCooperativeKernel(kernel, dim3(plan.blocks_x, ranks), dim3(threads),
                                          arguments, 0, static_cast<cudaStream_t>(stream)),

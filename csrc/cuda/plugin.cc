@@ -62,9 +62,10 @@ int count_resident_ctas(int device, int ranks, int wanted) {
   int ctas = wanted;
   for_each_kernel([&](const KernelId& kernel, const void* function) {
     int blocks = 0;
-    check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, kMaxThreads, 0),
+    const int threads = block_threads(kernel);
+    check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, threads, 0),
                "kernel ", kernel_name(kernel), " on CUDA device ", device);
-    ctas = std::min(ctas, blocks * sms / (lanes * ranks));
+    ctas = std::min(ctas, blocks * sms / ((kernel.packets ? 1 : lanes) * ranks));
   });
   if (ctas < 1) {
     throw usage_error("CUDA device ", device, " with ", sms,

@@ -14,6 +14,11 @@ std::unique_ptr<VirtualGroup> make_cuda_group(const DeviceSetup& setup);   // vi
 /// The kernel's symbol; throws UsageError where this build has none.
 const void* require_kernel(const KernelId& kernel);
 
+/// Threads of a block.
+constexpr int block_threads(const KernelId& kernel) {
+  return kernel.packets ? kPacketThreads : kMaxThreads;
+}
+
 /// Launches the kernel of a plan, whose arguments are complete, on the current device with
 /// gridDim.y = ranks; an error if its blocks do not fit the device at a time.
 void launch_kernel(const LaunchPlan& plan, int ranks, void* stream);
