@@ -20,7 +20,7 @@ export TORCH_CUDA_ARCH_LIST ?= 8.0+PTX
 NATIVE_SOURCES := $(shell find csrc cmake -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml \
                   dpcomm/_build_record.py.in
 
-.PHONY: help venv build demo test check format campaign sanitize clean distclean
+.PHONY: help venv build demo test check format campaign plants sanitize clean distclean
 .PHONY: check-format check-ruff check-mypy check-stubs check-layering check-warnings
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make format    put the sources into the checked format"
 	@echo "make sanitize  native tests under AddressSanitizer + UBSan and under ThreadSanitizer"
 	@echo "make campaign  the long tests"
+	@echo "make plants    faults planted in the CUDA kernels, and who finds them: a table"
 	@echo "make build     only make $(VENV) and build dpcomm into it (editable)"
 	@echo "make clean     remove what was built; make distclean also removes $(VENV)"
 
@@ -68,6 +69,9 @@ test: build
 
 campaign: build
 	$(PYTEST) -m campaign $(PYTEST_ARGS)
+
+plants: build
+	$(VENV_PYTHON) tests/emulated/plants.py
 
 # --- make check --------------------------------------------------------------------------------------
 check: check-format check-ruff check-mypy check-stubs check-layering check-warnings

@@ -4,12 +4,13 @@ A plant is a copy of a source file with one exact piece of text replaced, put be
 the include path; the PTX path compiles the same copies. The piece must occur once, so that a plant
 cannot lose its meaning when the source changes.
 
-    python tests/emulated/plants.py [--path source|ptx] [NAME ...]
+    python tests/emulated/plants.py [--path source|ptx|both] [NAME ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import variants
 from emulate import Case, Emulation, Operation, Result, problems
+from ptx import kernels
+from variants import OUTPUT, ROOT, Variant, digest
 
 KERNELS = "cuda/kernels.cuh"
 PACKETS = "cuda/packets.cuh"
@@ -39,6 +42,8 @@ class Plant:
     changes: tuple[tuple[str, str, str], ...]
     """(file, old, new); old occurs once."""
     finder: str
+    kernels: tuple[str, ...] = ("collective_f32_fp16",)
+    """Those that are compiled and run."""
 
 
 PLANTS = [
@@ -87,13 +92,14 @@ PLANTS = [
         "single_staging_buffer",
         ((PACKETS, "uint64_t{block_.epoch % 2}", "uint64_t{0}"),),
         "deadlock",
+        ("packets_f32_fp16",),
     ),
     Plant(
         "owner_keeps_the_unrounded_value",
         (
             (
                 PRIMITIVES,
-                "if (Wire::kLossy && command.has(kCopy)) Wire::decode(v, byte, sum[j]);",
+                "if (Wire::kLossy && command.has(kCopy)) decode(encoded, byte, sum);",
                 "",
             ),
         ),
@@ -134,28 +140,15 @@ PLANTS = [
 ]
 
 
-def row(element: str, wire: str) -> str:
-    """The line of kernels.def."""
-    for line in (variants.ROOT / "csrc" / LIST).read_text().splitlines():
-        if (
-            line.startswith("DPCOMM_KERNEL(")
-            and f" {element}," in line
-            and line.endswith(f"{wire})")
-        ):
-            return line + "\n"
-    raise ValueError(f"no kernel for {element} and {wire}")
-
-
-def planted(plant: Plant | None) -> Path:
+def planted(plant: Plant) -> Path:
     """A folder to put before csrc among the includes: the fault, and few kernels."""
-    texts = {LIST: row("f32", "native") + row("f32", "fp16")}
-    for file, old, new in plant.changes if plant else ():
-        text = texts.get(file, (variants.ROOT / "csrc" / file).read_text())
+    texts = {LIST: (kernels.list_of(plant.kernels) / LIST).read_text()}
+    for file, old, new in plant.changes:
+        text = texts.get(file, (ROOT / "csrc" / file).read_text())
         if text.count(old) != 1:
-            raise ValueError(f"{plant and plant.name}: {old!r} is not (once) in {file}")
+            raise ValueError(f"{plant.name}: {old!r} is not (once) in {file}")
         texts[file] = text.replace(old, new)
-    name = plant.name if plant else "none"
-    folder = variants.OUTPUT / "planted" / f"{name}-{variants.digest(*texts, *texts.values())}"
+    folder = OUTPUT / "planted" / f"{plant.name}-{digest(*texts, *texts.values())}"
     for file, text in texts.items():
         path = folder / file
         if not path.exists() or path.read_text() != text:
@@ -165,9 +158,10 @@ def planted(plant: Plant | None) -> Path:
 
 
 # --- finders --------------------------------------------------------------------------------------
-def operations(wire: str, packets: bool) -> tuple[Operation, ...]:
-    """Sizes that vary, and a tail, on few slots; wire formats and schedules one after the other."""
-    if packets:
+def operations(kernel: str) -> tuple[Operation, ...]:
+    """Sizes that vary, and a tail; schedules one after the other."""
+    by, _, wire = kernel.split("_")
+    if by == "packets":
         return tuple(
             Operation("all_reduce", "one_shot", wire=wire, count=count, ctas=1 + count % 2)
             for count in (1001, 64, 900, 1001)
@@ -175,44 +169,35 @@ def operations(wire: str, packets: bool) -> tuple[Operation, ...]:
     return (
         Operation("all_reduce", "ring", wire=wire, count=5003, ctas=2),
         Operation("all_reduce", "two_shot", wire=wire, count=3001),
-        Operation("reduce_scatter", "ring", wire=wire, count=1003),
+        # The first rank of the chain waits for nothing but credits.
+        Operation("reduce", "ring", wire=wire, count=6003),
         Operation("all_reduce", "ring", wire=wire, count=1700, ctas=2, input_offset=1),
     )
 
 
-def cases(threads: int, seeds: range, worlds: Sequence[int] = (2, 3, 4)) -> list[Case]:
+def cases(kernel: str, threads: int, seeds: range, worlds: Sequence[int] = (2, 3, 5)) -> list[Case]:
+    """On the fewest slots."""
     return [
         Case(
             world=worlds[seed % len(worlds)],
-            operations=operations(wire, packets),
+            operations=operations(kernel),
             ctas=2,
             threads=threads,
             slots=2,
             slot_bytes=1040,
-            packets=2000 if packets else 0,
+            packets=2000 if kernel.startswith("packets") else 0,
             virtual_ranks=seed % 3 == 0,
             seed=seed,
         )
         for seed in seeds
-        for wire in ("native", "fp16")
-        for packets in (False, True)
     ]
 
 
-def aborted_cases() -> list[Case]:
-    return [
-        Case(
-            world=3,
-            operations=operations("fp16", False),
-            ctas=2,
-            slots=2,
-            slot_bytes=1040,
-            virtual_ranks=False,
-            seed=seed,
-            extra=(("abort_at", 3 + 5 * seed), ("abort_all_at", 60 + 5 * seed), ("look_every", 1)),
-        )
-        for seed in range(1, 7)
-    ]
+def aborted(case: Case) -> Case:
+    """Sees the abort while it waits, first on one rank."""
+    at = 3 + 5 * case.seed
+    extra = (("abort_at", at), ("abort_all_at", at + 60), ("look_every", 1))
+    return dataclasses.replace(case, virtual_ranks=False, extra=extra)
 
 
 def scope_problems(text: str) -> list[str]:
@@ -253,47 +238,68 @@ class SourcePath:
 
     name = "source"
 
-    def emulation(self, folder: Path, thread_sanitizer: bool) -> Emulation:
-        made = variants.build(variants.Variant(variants.F32_KERNELS, thread_sanitizer, (folder,)))
-        return Emulation(made, thread_sanitizer)
+    def emulation(self, plant: Plant, thread_sanitizer: bool) -> Emulation:
+        variant = Variant(variants.F32_KERNELS, thread_sanitizer, (planted(plant),))
+        return Emulation(variants.build(variant), thread_sanitizer)
 
-    def text(self, folder: Path) -> str:
+    def text(self, plant: Plant) -> str:
         """Where accesses and their scopes are written."""
-        planted_platform = folder / PLATFORM
-        if planted_platform.exists():
-            return planted_platform.read_text()
-        return (variants.ROOT / "csrc" / PLATFORM).read_text()
+        path = planted(plant) / PLATFORM
+        return (path if path.exists() else ROOT / "csrc" / PLATFORM).read_text()
 
 
-def found_by(path: SourcePath, plant: Plant | None, finders: Sequence[str]) -> dict[str, str]:
+class PtxPath:
+    """nvcc's PTX, as C++."""
+
+    name = "ptx"
+    arch = "90"
+
+    def emulation(self, plant: Plant, thread_sanitizer: bool) -> Emulation:
+        built = kernels.ptx_path(self.arch, plant.kernels, thread_sanitizer, (planted(plant),))
+        return Emulation(built, thread_sanitizer)
+
+    def text(self, plant: Plant) -> str:
+        return kernels.ptx_of(self.arch, plant.kernels, (planted(plant),)).read_text()
+
+
+AnyPath = SourcePath | PtxPath
+
+
+def found_by(path: AnyPath, plant: Plant, finders: Sequence[str]) -> dict[str, str]:
     """What the finders say of a plant: finder -> text. Empty: not found."""
-    folder = planted(plant)
     found: dict[str, str] = {}
-    if "lint" in finders:
-        scopes = scope_problems(path.text(folder))
-        if scopes:
-            found["lint"] = "\n".join(scopes)
+    if "lint" in finders and (scopes := scope_problems(path.text(plant))):
+        found["lint"] = "\n".join(scopes)
     if {"bits", "deadlock", "abort"} & set(finders):
-        plain = path.emulation(folder, False)
-        found |= ran(plain, cases(64, range(1, 9)))
-        if "abort" in finders:
-            found |= {k: v for k, v in ran(plain, aborted_cases()).items() if k == "abort"}
+        plain = path.emulation(plant, False)
+        for kernel in plant.kernels:
+            found |= ran(plain, cases(kernel, 64, range(1, 11)))
+            if "abort" in finders:
+                waits = ran(plain, [aborted(case) for case in cases(kernel, 64, range(1, 7))])
+                found |= {key: text for key, text in waits.items() if key == "abort"}
     if "threads" in finders:
-        found |= ran(path.emulation(folder, True), cases(32, range(2), worlds=(3, 2)))
+        checked = path.emulation(plant, True)
+        for kernel in plant.kernels:
+            found |= ran(checked, cases(kernel, 32, range(2), worlds=(3, 2)))
     return {finder: text for finder, text in found.items() if finder in finders}
+
+
+#: Nothing wrong.
+SOUND = Plant("sound", (), "", ("collective_f32_fp16", "packets_f32_fp16"))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="faults planted in the device kernels")
     parser.add_argument("names", nargs="*", help="only these plants")
-    wanted = parser.parse_args().names
+    parser.add_argument("--path", choices=("source", "ptx", "both"), default="both")
+    given = parser.parse_args()
+    paths = [path for path in (SourcePath(), PtxPath()) if given.path in (path.name, "both")]
+    chosen = [plant for plant in PLANTS if not given.names or plant.name in given.names]
     width = max(len(plant.name) for plant in PLANTS)
     print(f"{'fault':{width}}  {'path':8}" + "".join(f"{finder:>10}" for finder in FINDERS))
     missed = 0
-    for plant in PLANTS:
-        if wanted and plant.name not in wanted:
-            continue
-        for path in (SourcePath(),):
+    for plant in chosen:
+        for path in paths:
             found = found_by(path, plant, FINDERS)
             marks = "".join(f"{'found' if finder in found else '-':>10}" for finder in FINDERS)
             print(f"{plant.name:{width}}  {path.name:8}{marks}", flush=True)
