@@ -11,10 +11,10 @@ import math
 from dataclasses import dataclass
 
 import pytest
-from emulate import Case, Emulation, Operation, problems
+from emulate import BLOCKED, REDUCING, Case, Emulation, Operation, problems
 
 from dpcomm.oracle import wire as codecs
-from dpcomm.schedule.plans import PlanStep, Primitive, find, plan
+from dpcomm.schedule.plans import Algorithm, PlanStep, Primitive, algorithms, find, plan
 
 SLOT_ELEMS = 4096  # whole tiles of every wire format
 ROUNDS = 2
@@ -35,8 +35,9 @@ FORMATS = [
 
 @dataclass(frozen=True)
 class Counted:
-    """One all-reduce, cut so that nothing is left over, and what each rank did."""
+    """One operation, cut so that nothing is left over, and what each rank did."""
 
+    collective: str
     world: int
     algorithm: str
     dtype: str
@@ -62,7 +63,9 @@ class Counted:
         )
 
     def steps(self, rank: int) -> list[PlanStep]:
-        found = plan(self.algorithm, self.world, slices=SLICES, rounds=ROUNDS)
+        found = plan(
+            self.algorithm, self.world, collective=self.collective, slices=SLICES, rounds=ROUNDS
+        )
         return [step for step in found if step.rank == rank] * CTAS
 
     def sent(self, rank: int) -> int:
@@ -70,11 +73,19 @@ class Counted:
         return sum(len(step.send_peers) for step in self.steps(rank))
 
 
-def count_one(emulation: Emulation, world: int, algorithm: str, dtype: str, wire: str) -> Counted:
-    count = find(algorithm).chunks(world) * SLICES * SLOT_ELEMS * ROUNDS * CTAS
+def count_one(
+    emulation: Emulation,
+    world: int,
+    algorithm: str,
+    dtype: str,
+    wire: str,
+    collective: str = "all_reduce",
+) -> Counted:
+    chunks = 1 if collective in BLOCKED else find(algorithm, collective).chunks(world)
+    count = chunks * SLICES * SLOT_ELEMS * ROUNDS * CTAS
     case = Case(
         world=world,
-        operations=(Operation("all_reduce", algorithm, dtype, "sum", wire, count, ctas=CTAS),),
+        operations=(Operation(collective, algorithm, dtype, "sum", wire, count, ctas=CTAS),),
         ctas=CTAS,
         slots=4,
         slot_bytes=codecs.slice_bytes(wire, dtype, SLOT_ELEMS),
@@ -82,7 +93,7 @@ def count_one(emulation: Emulation, world: int, algorithm: str, dtype: str, wire
     )
     (result,) = emulation.run([case])
     assert not problems(case, result)
-    return Counted(world, algorithm, dtype, wire, count, result.counts())
+    return Counted(collective, world, algorithm, dtype, wire, count, result.counts())
 
 
 ALGORITHMS = ("ring", "two_shot", "one_shot", "double_tree")
@@ -164,6 +175,41 @@ def test_a_fused_fp16_ring_moves_few_bytes(source: Emulation) -> None:
         moved += did["staging_wide_reads"] * 16
         exponents = headers * 2
         assert moved - exponents <= 3.75 * counted.tensor_bytes
+
+
+OTHERS = [
+    (algorithm, wire)
+    for algorithm in algorithms()
+    for wire in ("native", "fp16")
+    if algorithm.collective != "all_reduce"
+    and (wire == "native" or algorithm.collective in REDUCING)
+]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "wire"), OTHERS, ids=[f"{a.collective}-{a.name}-{wire}" for a, wire in OTHERS]
+)
+def test_other_collectives(source: Emulation, algorithm: Algorithm, wire: str) -> None:
+    """Every step reads what it sends or adds, and writes what it keeps, once. N-1 blocks go over a
+    rank's link for all_gather and reduce_scatter."""
+    world, dtype = 4, "float32" if algorithm.collective in REDUCING else "uint8"
+    counted = count_one(source, world, algorithm.name, dtype, wire, algorithm.collective)
+    slice_bytes = SLOT_ELEMS * codecs.tensor_dtype(dtype).itemsize
+    on_wire = SLOT_ELEMS * counted.payload_bytes // counted.count
+    for rank, did in enumerate(counted.ranks):
+        steps = counted.steps(rank)
+        recv, reduce, copy = Primitive.RECV, Primitive.REDUCE, Primitive.COPY
+        own = sum(recv not in step.primitive or reduce in step.primitive for step in steps)
+        kept = sum(copy in step.primitive for step in steps)
+        assert did.get("tensor_read_bytes", 0) == own * slice_bytes
+        assert did.get("tensor_written_bytes", 0) == kept * slice_bytes
+        message = on_wire + counted.header_bytes
+        assert did.get("staging_remote_written_bytes", 0) == counted.sent(rank) * message
+        received = sum(len(step.recv_peers) for step in steps)
+        assert did.get("staging_wide_reads", 0) * 16 == received * on_wire
+        assert did["fences"] == len(steps)
+        if algorithm.collective in BLOCKED:
+            assert counted.sent(rank) * on_wire == (world - 1) * counted.payload_bytes
 
 
 @pytest.mark.parametrize("wire", ["native", "fp16", "int8"])
