@@ -20,7 +20,7 @@ export TORCH_CUDA_ARCH_LIST ?= 8.0+PTX
 NATIVE_SOURCES := $(shell find csrc cmake -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml \
                   dpcomm/_build_record.py.in
 
-.PHONY: help venv build demo test check format campaign plants sanitize clean distclean
+.PHONY: help venv build demo test check format campaign plants sass sanitize clean distclean
 .PHONY: check-format check-ruff check-mypy check-stubs check-layering check-warnings
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make sanitize  native tests under AddressSanitizer + UBSan and under ThreadSanitizer"
 	@echo "make campaign  the long tests"
 	@echo "make plants    faults planted in the CUDA kernels, and who finds them: a table"
+	@echo "make sass      what nvcc makes of the CUDA kernels on all architectures: a table (minutes)"
 	@echo "make build     only make $(VENV) and build dpcomm into it (editable)"
 	@echo "make clean     remove what was built; make distclean also removes $(VENV)"
 
@@ -72,6 +73,9 @@ campaign: build
 
 plants: build
 	$(VENV_PYTHON) tests/emulated/plants.py
+
+sass: $(STAMPS)/requirements
+	$(VENV_PYTHON) tools/sass_report.py --compile 75 80 86 89 90 100 120
 
 # --- make check --------------------------------------------------------------------------------------
 check: check-format check-ruff check-mypy check-stubs check-layering check-warnings
