@@ -89,9 +89,10 @@ struct RankState {
   // stale packet there must not show the epoch that is due.
   uint32_t* packet_epoch;
   int32_t max_ctas;
-  // Host memory; not 0: leave, publish nothing more. Each block looks at its start, too: after an
-  // operation that was left the counts are not what the peers have seen.
-  const uint32_t* abort;
+  // Host memory; not 0: leave, publish nothing more. Written by the host, and by a block that finds
+  // that the ranks disagree. Each block looks at its start, too: after an operation that was left
+  // the counts are not what the peers have seen.
+  uint32_t* abort;
   WaitRecord* waits;      ///< host memory; [cta][lane of the schedule]
   uint32_t look_every;    ///< kLookEvery, fewer in emulation
   uint32_t record_after;  ///< kRecordAfter, fewer in emulation

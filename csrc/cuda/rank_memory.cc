@@ -58,9 +58,10 @@ HostWords::HostWords(int ctas) : records_(ctas * kMaxScheduleLanes) {
   device_ = static_cast<char*>(memory);
 }
 
-void HostWords::abort() { std::atomic_ref<uint32_t>(*reinterpret_cast<uint32_t*>(host_)).store(1); }
-
-bool HostWords::aborted() const { return load_word(*reinterpret_cast<uint32_t*>(host_)) != 0; }
+void HostWords::abort() {
+  aborted_.store(true);
+  std::atomic_ref<uint32_t>(*reinterpret_cast<uint32_t*>(host_)).store(1);
+}
 
 std::vector<WaitRecord> HostWords::waits() const {
   std::vector<WaitRecord> found;

@@ -1,6 +1,7 @@
 // The memory that a rank has on its device, and the words that it shares with the host.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -34,16 +35,18 @@ class HostWords {
 
   // From any thread; they never block.
   void abort();
-  bool aborted() const;
+  /// By abort(). (Kernels leave, too, once one of them has found that the ranks disagree.)
+  bool aborted() const { return aborted_.load(); }
   std::vector<WaitRecord> waits() const;
 
-  const uint32_t* abort_on_device() const { return reinterpret_cast<const uint32_t*>(device_); }
+  uint32_t* abort_on_device() const { return reinterpret_cast<uint32_t*>(device_); }
   WaitRecord* waits_on_device() const {
     return reinterpret_cast<WaitRecord*>(device_ + kFlagLineBytes);
   }
 
  private:
   const int records_;
+  std::atomic<bool> aborted_{false};
   char* host_ = nullptr;
   char* device_ = nullptr;
 };

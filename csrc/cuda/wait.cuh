@@ -52,6 +52,7 @@ class Patience {
     what_.seen = tag;
     what_.wanted = own_tag;
     write_record(record_, what_);
+    store_word_relaxed(rank_.abort, 1);  // operations that are queued must not run
   }
 
  private:

@@ -126,3 +126,22 @@ def test_an_operation_queued_behind_an_aborted_one_does_not_run(
             assert got is not None
             assert want is not None
             assert differences(operation, got, want).size > want.size // 2
+
+
+def test_operations_queued_behind_one_that_the_ranks_disagree_on_do_not_run(
+    source: Emulation,
+) -> None:
+    """The block that finds it makes all others of its rank leave, those of later kernels too."""
+    for seed in range(1, 6):
+        case = Case(
+            operations=(RING,) * 3,
+            virtual_ranks=False,
+            seed=seed,
+            extra=(("other_tag_rank", 1), ("abort_all_at", 4000)),
+            **SLOTS,  # type: ignore[arg-type]
+        )
+        (result,) = source.run([case])
+        assert result.status == "ok", result.text
+        found = [record for record in result.lines("wait") if record["kind"] == "disagree"]
+        assert found
+        assert {record["sequence"] for record in found} == {"1"}
