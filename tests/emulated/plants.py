@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import variants
 from emulate import Case, Emulation, Operation, Result, problems
-from ptx import kernels
+from ptx import kernels, lint
 from variants import OUTPUT, ROOT, Variant, digest
 
 KERNELS = "cuda/kernels.cuh"
@@ -242,10 +242,10 @@ class SourcePath:
         variant = Variant(variants.F32_KERNELS, thread_sanitizer, (planted(plant),))
         return Emulation(variants.build(variant), thread_sanitizer)
 
-    def text(self, plant: Plant) -> str:
-        """Where accesses and their scopes are written."""
+    def lint(self, plant: Plant) -> list[str]:
+        """What reading finds: here only the scopes in the inline PTX."""
         path = planted(plant) / PLATFORM
-        return (path if path.exists() else ROOT / "csrc" / PLATFORM).read_text()
+        return scope_problems((path if path.exists() else ROOT / "csrc" / PLATFORM).read_text())
 
 
 class PtxPath:
@@ -258,8 +258,10 @@ class PtxPath:
         built = kernels.ptx_path(self.arch, plant.kernels, thread_sanitizer, (planted(plant),))
         return Emulation(built, thread_sanitizer)
 
-    def text(self, plant: Plant) -> str:
-        return kernels.ptx_of(self.arch, plant.kernels, (planted(plant),)).read_text()
+    def lint(self, plant: Plant) -> list[str]:
+        """What ptx/lint.py finds."""
+        module = kernels.module_of(self.arch, plant.kernels, (planted(plant),))
+        return [str(finding) for finding in lint.lint(module)]
 
 
 AnyPath = SourcePath | PtxPath
@@ -268,8 +270,8 @@ AnyPath = SourcePath | PtxPath
 def found_by(path: AnyPath, plant: Plant, finders: Sequence[str]) -> dict[str, str]:
     """What the finders say of a plant: finder -> text. Empty: not found."""
     found: dict[str, str] = {}
-    if "lint" in finders and (scopes := scope_problems(path.text(plant))):
-        found["lint"] = "\n".join(scopes)
+    if "lint" in finders and (said := path.lint(plant)):
+        found["lint"] = "\n".join(said)
     if {"bits", "deadlock", "abort"} & set(finders):
         plain = path.emulation(plant, False)
         for kernel in plant.kernels:

@@ -19,11 +19,6 @@ from ptx import kernels
 
 WHOLE = "90"
 OTHERS = ("80", "100", "120")
-FEW = (
-    *("collective_f32_native", "collective_f32_fp16"),
-    *("packets_f32_native", "packets_f32_fp16"),
-    kernels.COPIES,
-)
 RANDOM_CASES = 60
 
 needs_nvcc = pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing() or "-")
@@ -71,15 +66,15 @@ def test_random_cases_give_the_bits_of_the_oracle(whole: Emulation) -> None:
 def test_other_architectures_give_the_bits_of_the_oracle(arch: str) -> None:
     seed = secrets.randbits(32)
     print("seed", seed)
-    cases = some(FEW, RANDOM_CASES, seed)
+    cases = some(kernels.FEW, RANDOM_CASES, seed)
     assert len(cases) == RANDOM_CASES
-    check(built(arch, FEW), cases)
+    check(built(arch, kernels.FEW), cases)
 
 
 def test_there_is_no_race() -> None:
-    cases = for_threads(FEW, 1, 7)
+    cases = for_threads(kernels.FEW, 1, 7)
     assert len(cases) == len(rows.KERNELS)
-    check(built(WHOLE, FEW, thread_sanitizer=True), cases)
+    check(built(WHOLE, kernels.FEW, thread_sanitizer=True), cases)
 
 
 # What has to be alike; polls depend on the turns that were drawn.

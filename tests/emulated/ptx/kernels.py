@@ -24,6 +24,12 @@ LIST = CSRC / "cuda" / "kernels.def"
 NVCC_FLAGS = ("-std=c++20", "-O3", "--fmad=false")
 LINE = re.compile(r"DPCOMM_KERNEL\(\w+, (\w+), \w+, (\w+)\)")
 COPIES = "collective_bytes_native"
+#: Those that differ most, for what is done for many architectures.
+FEW = (
+    *("collective_f32_native", "collective_f32_fp16"),
+    *("packets_f32_native", "packets_f32_fp16"),
+    COPIES,
+)
 ELEMENTS = {
     "float32": "f32",
     "float16": "f16",
@@ -56,10 +62,12 @@ def kernels_of(operation: Operation, packets: int) -> set[str]:
     if operation.collective not in REDUCING:
         return {COPIES}
     pair = f"{ELEMENTS[operation.dtype]}_{operation.wire}"
-    names = {f"collective_{pair}"}
-    if packets and operation.algorithm == "one_shot":
-        names.add(f"packets_{pair}")
-    return names
+    if (operation.collective, operation.algorithm) != ("all_reduce", "one_shot") or not packets:
+        return {f"collective_{pair}"}
+    # At most a packet for each element, and 88 for the tile that a CTA does not fill.
+    if packets >= operation.count + 88 * operation.ctas:
+        return {f"packets_{pair}"}
+    return {f"collective_{pair}", f"packets_{pair}"}
 
 
 def served(case: Case, kernels: Iterable[str]) -> bool:
