@@ -222,8 +222,8 @@ def plugin() -> Path:
 def source_kernels() -> Path:
     """The kernels of csrc/cuda as g++ compiles them, for FAKE_CUDA_KERNELS."""
     bridge = Unit(FAKE / "bridge" / "collective_kernels.cc")
-    units = [bridge, *SOURCE_KERNELS, Unit(PLAN[1])]
-    return kernel_library("libsource_kernels.so", units)
+    # The bridge last: it asks, when the library is loaded, for what the others have put on a list.
+    return kernel_library("libsource_kernels.so", [*SOURCE_KERNELS, Unit(PLAN[1]), bridge])
 
 
 def variables(kernels: Path | None = None) -> dict[str, str]:

@@ -59,6 +59,9 @@ class _Versioned(ctypes.Structure):
     )
 
 
+#: Arrays that were handed over and not released: their owner may be gone before the reader is.
+_lent: list[DLPackArray] = []
+
 _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _new_capsule = ctypes.pythonapi.PyCapsule_New
 _new_capsule.restype = ctypes.py_object
@@ -103,6 +106,7 @@ class DLPackArray:
 
     def _release(self, _: int) -> None:
         self.released += 1
+        _lent.remove(self)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._device
@@ -121,6 +125,7 @@ class DLPackArray:
         else:
             made, name = _Managed(self.tensor, None, deleter), b"dltensor"
         self._exports.append(made)
+        _lent.append(self)
         return _new_capsule(ctypes.addressof(made), name, None)
 
 
