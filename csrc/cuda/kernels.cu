@@ -3,8 +3,8 @@
 #include "cuda/kernels.h"
 #include "cuda/packets.cuh"
 
-#define DPCOMM_ENTRY(name, threads)                        \
-  extern "C" __global__ void __launch_bounds__(threads, 2) \
+#define DPCOMM_ENTRY(name, threads)                                       \
+  extern "C" __global__ void __launch_bounds__(threads, 1024 / (threads)) \
       name(const __grid_constant__ dpcomm::KernelArgs args)
 
 #define DPCOMM_KERNEL(Element, element, Wire, wire)                                 \

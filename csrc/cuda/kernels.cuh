@@ -161,13 +161,16 @@ DPCOMM_DEVICE void load_tables(Block& block) {
   uint64_t* counts = reinterpret_cast<uint64_t*>(block.counts);
   const char* ends_from = reinterpret_cast<const char*>(rank.ends + from);
   const uint64_t* counts_from = reinterpret_cast<const uint64_t*>(rank.counts + from);
+  DPCOMM_NO_UNROLL
   for (uint32_t i = thread(); i < channels * kEndWords; i += threads()) {
     ends[i] = load_one<uint64_t>(ends_from + 8 * i);
   }
   // Those of channels that another lane uses may change at this moment; they are not looked at.
+  DPCOMM_NO_UNROLL
   for (uint32_t i = thread(); i < channels * kCountWords; i += threads()) {
     counts[i] = load_flag_relaxed(counts_from + i);
   }
+  DPCOMM_NO_UNROLL
   for (uint32_t i = thread(); i < channels; i += threads()) block.received[i] = block.sent[i] = 0;
 }
 
@@ -177,6 +180,7 @@ DPCOMM_DEVICE void store_counts(Block& block) {
   const uint32_t channels = block.channel_lanes * rank.world;
   ChannelCounts* to =
       rank.counts + (block.cta * rank.channel_lanes + block.first_lane) * rank.world;
+  DPCOMM_NO_UNROLL
   for (uint32_t i = thread(); i < channels; i += threads()) {
     const ChannelCounts& before = block.counts[i];
     if (block.received[i]) {
@@ -311,6 +315,7 @@ DPCOMM_DEVICE void prepare(Block& block, const KernelArgs& args, uint32_t elem_b
   const int32_t sources = block.command.sources;
   const int32_t peers = sources + block.command.targets;
   bool leave = false;
+  DPCOMM_NO_UNROLL
   for (int32_t i = static_cast<int32_t>(thread()); i < peers; i += 32) {
     const bool there =
         i < sources ? prepare_source(block, args, i) : prepare_target(block, args, i - sources);
@@ -328,9 +333,11 @@ DPCOMM_DEVICE void publish(Block& block) {
   const Command& command = block.command;
   if (command.sources + command.targets == 0) return;
   fence_system();
+  DPCOMM_NO_UNROLL
   for (int32_t i = 0; i < command.targets; ++i) {
     store_flag_relaxed(block.arrivals[i].flag, block.arrivals[i].value);
   }
+  DPCOMM_NO_UNROLL
   for (int32_t i = 0; i < command.sources; ++i) {
     store_flag_relaxed(block.credits[i].flag, block.credits[i].value);
   }

@@ -37,6 +37,7 @@ struct alignas(16) PacketRoom {
 struct PacketBlock {
   Command command;
   RankState rank;
+  char* buffers[kMaxDeviceRanks];  ///< of packets, by rank
   uint32_t epoch;
   uint64_t first_packet;           ///< of the CTA
   bool left[kPacketThreads / 32];  ///< by warp: it saw the abort
@@ -88,10 +89,22 @@ class PacketKernel {
     block_.aborted = load_word_relaxed(rank.abort) != 0;
   }
 
+  /// All threads, beside begin(): where the buffers are.
+  DPCOMM_DEVICE void load_buffers() {
+    const RankState* rank = args_.ranks + block_y();
+    const uint32_t world = load_one<uint32_t>(&rank->world);
+    const char* list = reinterpret_cast<const char*>(load_one<uint64_t>(&rank->packets));
+    DPCOMM_NO_UNROLL
+    for (uint32_t i = thread(); i < world; i += threads()) {
+      block_.buffers[i] = reinterpret_cast<char*>(load_one<uint64_t>(list + i * sizeof(char*)));
+    }
+  }
+
   /// All threads: the warp's tiles. False: the operation is aborted.
   DPCOMM_DEVICE bool run() {
     if (block_.aborted) return false;
     const uint32_t elems = block_.command.elems;
+    DPCOMM_NO_UNROLL
     for (uint32_t at = warp_in_block() * kTile; at < elems; at += warps_in_block() * kTile) {
       const bool whole = block_.command.aligned && at + kTile <= elems;
       if (!(whole ? run_tile<true>(at) : run_tile<false>(at))) return false;
@@ -108,38 +121,42 @@ class PacketKernel {
     const int cta = static_cast<int>(block_x());
     store_one(rank.packet_epoch + cta, block_.epoch);
     if (cta != 0) return;
+    DPCOMM_NO_UNROLL
     for (int i = args_.ctas; i < rank.max_ctas; ++i) store_one(rank.packet_epoch + i, block_.epoch);
   }
 
  private:
-  /// Packet 0 of a tile of `source` in the buffer of `owner`.
-  DPCOMM_DEVICE char* packets_at(int owner, int source, uint64_t packet) const {
-    const RankState& rank = block_.rank;
-    const uint64_t buffer = uint64_t{block_.epoch % 2} * rank.world + source;
-    char* base = reinterpret_cast<char*>(
-        load_one<uint64_t>(reinterpret_cast<const char*>(rank.packets + owner)));
-    return base + (buffer * rank.packet_capacity + packet) * sizeof(Vec16);
+  /// Packets of the slice of the tile that starts with element `tile`.
+  DPCOMM_DEVICE uint32_t packets_of(uint32_t tile) const {
+    const uint32_t elems = existing(block_.command.elems, tile, kTile);
+    return (Wire::slice_bytes(elems) + kPacketDataBytes - 1) / kPacketDataBytes;
+  }
+
+  /// The first of these from rank `source`, in the buffer of rank `owner`.
+  DPCOMM_DEVICE char* packets_at(int owner, int source, uint32_t tile) const {
+    const uint64_t buffer = uint64_t{block_.epoch % 2} * block_.rank.world + source;
+    const uint64_t packet = block_.first_packet + tile / kTile * uint64_t{kPackets};
+    const uint64_t place = buffer * block_.rank.packet_capacity + packet;
+    return block_.buffers[owner] + place * sizeof(Vec16);
   }
 
   template <bool kWhole>
   DPCOMM_DEVICE bool run_tile(uint32_t tile) {
     const Command& command = block_.command;
     const int own = block_.rank.rank;
-    const uint32_t elems = existing(command.elems, tile, kTile);
-    const uint32_t packets = (Wire::slice_bytes(elems) + kPacketDataBytes - 1) / kPacketDataBytes;
-    const uint64_t first = block_.first_packet + tile / kTile * uint64_t{kPackets};
     Acc sum[kVectors][kVec];
     encode_own<kWhole>(tile, sum);
     warp_sync();  // the own slice is whole
-    push(first, packets);
+    push(tile);
     Bytes::start(command.op, sum);
     DPCOMM_NO_UNROLL
     for (int part = 0; part < 2; ++part) {  // the ranks below, oneself, the ranks above
       const int from = part == 0 ? 0 : own + 1;
       const int to = part == 0 ? own : block_.rank.world;
+      DPCOMM_NO_UNROLL
       for (int source = from; source < to; source += PacketRoom::kBatch) {
         const int batch = to - source < PacketRoom::kBatch ? to - source : PacketRoom::kBatch;
-        if (any_in_warp(!pull(source, batch, first, packets, tile / kTile))) return false;
+        if (any_in_warp(!pull(source, batch, anew(tile)))) return false;
         warp_sync();  // the slices are whole
         DPCOMM_NO_UNROLL
         for (int b = 0; b < batch; ++b) add(room_.source[b], sum);
@@ -148,7 +165,7 @@ class PacketKernel {
       if (part == 0) add(room_.own, sum);
     }
     if (command.divisor != 0) Bytes::divide(sum, command.divisor);
-    Bytes::template store_output<kWhole>(command, tile + lane_in_warp() * kVec, sum);
+    Bytes::template store_output<kWhole>(command, anew(tile + lane_in_warp() * kVec), sum);
     return true;
   }
 
@@ -173,13 +190,16 @@ class PacketKernel {
     }
   }
 
-  DPCOMM_DEVICE void push(uint64_t first, uint32_t packets) {
+  DPCOMM_DEVICE void push(uint32_t tile) {
+    const uint32_t packets = packets_of(tile);
     const uint32_t* words = reinterpret_cast<const uint32_t*>(room_.own);
     const int world = block_.rank.world;
     const int own = block_.rank.rank;
+    DPCOMM_NO_UNROLL
     for (int distance = 1; distance < world; ++distance) {
       const int peer = own + distance < world ? own + distance : own + distance - world;
-      char* to = packets_at(peer, own, first);
+      char* to = packets_at(peer, own, tile);
+      DPCOMM_NO_UNROLL
       for (uint32_t p = lane_in_warp(); p < packets; p += 32) {
         const Vec16 packet{{words[3 * p], words[3 * p + 1], words[3 * p + 2], block_.epoch}};
         store_packet(to + p * sizeof(Vec16), packet);
@@ -188,23 +208,22 @@ class PacketKernel {
   }
 
   /// The slices of `batch` ranks from `source` on. False: the operation is aborted.
-  DPCOMM_DEVICE bool pull(int source, int batch, uint64_t first, uint32_t packets, uint32_t tile) {
-    const int own = block_.rank.rank;
-    const char* from[PacketRoom::kBatch];
-    DPCOMM_UNROLL
-    for (int b = 0; b < PacketRoom::kBatch; ++b) {
-      from[b] = packets_at(own, b < batch ? source + b : source, first);
-    }
+  DPCOMM_DEVICE bool pull(int source, int batch, uint32_t tile) {
+    const uint32_t packets = packets_of(tile);
+    const char* from = packets_at(block_.rank.rank, source, tile);
+    const uint64_t stride = block_.rank.packet_capacity * sizeof(Vec16);  // from rank to rank
+    DPCOMM_NO_UNROLL
     for (uint32_t p = lane_in_warp(); p < packets; p += 32) {
       Vec16 packet[PacketRoom::kBatch];
       DPCOMM_UNROLL
-      for (int b = 0; b < PacketRoom::kBatch; ++b) {
-        if (b < batch) packet[b] = load_packet(from[b] + p * sizeof(Vec16));
+      for (int b = 0; b < PacketRoom::kBatch; ++b) {  // all are asked for before any is waited for
+        packet[b] = Vec16{{0, 0, 0, block_.epoch}};
+        if (b < batch) packet[b] = load_packet(from + b * stride + p * sizeof(Vec16));
       }
       DPCOMM_UNROLL
       for (int b = 0; b < PacketRoom::kBatch; ++b) {
-        if (b >= batch) continue;
-        if (!wait_for(packet[b], from[b] + p * sizeof(Vec16), source + b, tile)) return false;
+        const char* place = from + b * stride + p * sizeof(Vec16);
+        if (!wait_for(packet[b], place, source + b, tile / kTile)) return false;
         uint32_t* words = reinterpret_cast<uint32_t*>(room_.source[b]) + 3 * p;
         DPCOMM_UNROLL
         for (int i = 0; i < 3; ++i) words[i] = packet[b].w[i];
@@ -257,6 +276,7 @@ DPCOMM_DEVICE void run_packets(const KernelArgs& args) {
   DPCOMM_SHARED(PacketBlock, block);
   PacketKernel<Wire> kernel(block, args);
   if (thread() == 0) kernel.begin();
+  kernel.load_buffers();
   block_sync();
   const bool left = !kernel.run();
   if (lane_in_warp() == 0) block.left[warp_in_block()] = left;

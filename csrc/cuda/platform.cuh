@@ -29,8 +29,17 @@ struct alignas(16) Vec16 {
 };
 
 // --- where a thread is --------------------------------------------------------------------------
-DPCOMM_DEVICE uint32_t thread() { return threadIdx.x; }
-DPCOMM_DEVICE uint32_t threads() { return blockDim.x; }
+// Read where they are asked for, lest what follows from them fill registers through the kernel.
+DPCOMM_DEVICE uint32_t thread() {
+  uint32_t number;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
+  return number;
+}
+DPCOMM_DEVICE uint32_t threads() {
+  uint32_t number;
+  asm volatile("mov.u32 %0, %%ntid.x;" : "=r"(number));
+  return number;
+}
 DPCOMM_DEVICE uint32_t block_x() { return blockIdx.x; }
 DPCOMM_DEVICE uint32_t block_y() { return blockIdx.y; }
 
@@ -135,7 +144,9 @@ DPCOMM_DEVICE float float_of_fp16_bits(uint16_t half) {
 template <int lanes>
 DPCOMM_DEVICE uint32_t max_over(uint32_t value) {
 #if __CUDA_ARCH__ >= 800
-  if constexpr (lanes == 32) return __reduce_max_sync(0xffffffffu, value);
+  if constexpr (lanes == 32) {
+    return __reduce_max_sync(0xffffffffu, value);
+  }
 #endif
 #pragma unroll
   for (int distance = lanes / 2; distance > 0; distance /= 2) {
@@ -148,6 +159,12 @@ DPCOMM_DEVICE uint32_t max_over(uint32_t value) {
 DPCOMM_DEVICE bool any_in_warp(bool value) { return __any_sync(0xffffffffu, value) != 0; }
 DPCOMM_DEVICE void warp_sync() { __syncwarp(); }
 DPCOMM_DEVICE void block_sync() { __syncthreads(); }
+/// `value`. What follows from it, and what lies in shared memory, is worked out and read anew from
+/// here on, so that fewer registers are busy.
+DPCOMM_DEVICE uint32_t anew(uint32_t value) {
+  asm volatile("" : "+r"(value) : : "memory");
+  return value;
+}
 /// In a loop that polls.
 DPCOMM_DEVICE void pause() { __nanosleep(32); }
 

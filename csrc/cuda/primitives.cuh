@@ -122,12 +122,16 @@ DPCOMM_DEVICE void move(const Command& command, const char* from, char* output) 
   constexpr uint32_t kTile = 32 * kVec * kVectors;
   const uint32_t elems = command.elems;
   const int targets = command.targets;
-  for (uint32_t first = warp_in_block() * kTile; first < elems; first += warps_in_block() * kTile) {
+  const uint32_t lane = lane_in_warp();
+  const uint32_t stride = warps_in_block() * kTile;
+  DPCOMM_NO_UNROLL
+  for (uint32_t first = warp_in_block() * kTile; first < elems; first += stride) {
     if (command.aligned && first + kTile <= elems) {
-      const size_t at = (first + lane_in_warp() * kVec) * size_t{kBytes};
+      const size_t at = (first + lane * kVec) * size_t{kBytes};
       Vec16 v[kVectors];
       DPCOMM_UNROLL
       for (uint32_t j = 0; j < kVectors; ++j) v[j] = load16(from + at + j * 512);
+      DPCOMM_NO_UNROLL
       for (int i = 0; i < targets; ++i) {
         DPCOMM_UNROLL
         for (uint32_t j = 0; j < kVectors; ++j) store16(command.target[i] + at + j * 512, v[j]);
@@ -139,19 +143,22 @@ DPCOMM_DEVICE void move(const Command& command, const char* from, char* output) 
     }
     DPCOMM_NO_UNROLL
     for (uint32_t j = 0; j < kVectors; ++j) {
-      const uint32_t element = first + (j * 32 + lane_in_warp()) * kVec;
+      const uint32_t element = first + (j * 32 + lane) * kVec;
       const uint32_t n = existing(elems, element, kVec);
       const size_t at = element * size_t{kBytes};
       if (command.aligned && n == kVec) {
         const Vec16 v = load16(from + at);
+        DPCOMM_NO_UNROLL
         for (int i = 0; i < targets; ++i) store16(command.target[i] + at, v);
         if (output != nullptr) store16(output + at, v);
       } else if (kBytes == 1 && command.words && n == kVec) {
         const Vec16 v = load_part<4>(from + at, 4);
+        DPCOMM_NO_UNROLL
         for (int i = 0; i < targets; ++i) store16(command.target[i] + at, v);
         if (output != nullptr) store_part<4>(output + at, v, 4);
       } else {
         const Vec16 v = load_part<kBytes>(from + at, n);
+        DPCOMM_NO_UNROLL
         for (int i = 0; i < targets; ++i) {
           store_payload<false, kBytes>(command.target[i] + at, v, n);
         }
@@ -297,32 +304,39 @@ struct Primitives {
     }
   }
 
-  /// sum op= the slices in source[from, to), kBatch at a time.
+  /// sum op= kBatch slices, source[from] and those after it: all are loaded before any is added.
+  template <bool kWhole, int kBatch>
+  static DPCOMM_DEVICE void add_batch(const Command& command, int from, uint32_t header,
+                                      uint32_t first, Acc (*sum)[kVec]) {
+    Vec16 encoded[kBatch][kVectors];
+    uint32_t byte[kBatch];
+    DPCOMM_UNROLL
+    for (int b = 0; b < kBatch; ++b) {
+      const char* slot = command.source[from + b];
+      byte[b] = load_byte(slot, first, command.elems);
+      load_slice<kWhole>(slot + header, command.elems, first, encoded[b]);
+    }
+    DPCOMM_UNROLL
+    for (int b = 0; b < kBatch; ++b) {
+      Acc x[kVectors][kVec];
+      decode(encoded[b], byte[b], x);
+      add(command.op, sum, x);
+    }
+  }
+
+  /// sum op= the slices in source[from, to).
   template <bool kWhole, int kBatch>
   static DPCOMM_DEVICE void add_sources(const Command& command, int from, int to, uint32_t header,
                                         uint32_t first, Acc (*sum)[kVec]) {
-    const uint32_t elems = command.elems;
-    DPCOMM_NO_UNROLL
-    for (int s = from; s < to; s += kBatch) {
-      Vec16 raw[kBatch][kVectors];
-      uint32_t byte[kBatch] = {};
-      DPCOMM_UNROLL
-      for (int b = 0; b < kBatch; ++b) {
-        if (s + b < to) {
-          const char* slot = command.source[s + b];
-          byte[b] = load_byte(slot, first, elems);
-          load_slice<kWhole>(slot + header, elems, first, raw[b]);
-        }
-      }
-      DPCOMM_UNROLL
-      for (int b = 0; b < kBatch; ++b) {
-        if (s + b < to) {
-          Acc x[kVectors][kVec];
-          decode(raw[b], byte[b], x);
-          add(command.op, sum, x);
-        }
+    int next = from;
+    if constexpr (kBatch > 1) {
+      DPCOMM_NO_UNROLL
+      for (; next + kBatch <= to; next += kBatch) {
+        add_batch<kWhole, kBatch>(command, next, header, first, sum);
       }
     }
+    DPCOMM_NO_UNROLL
+    for (; next < to; ++next) add_batch<kWhole, 1>(command, next, header, first, sum);
   }
 
   /// Writes the sum to all targets. With kCopy it becomes what the receivers decode (law 2).
@@ -333,12 +347,13 @@ struct Primitives {
     const uint32_t byte = byte_of(sum);
     Vec16 encoded[kVectors];
     encode(sum, byte, encoded);
+    const bool writes_byte = lane_in_warp() % (kBlocked ? Wire::kBlockLanes : 1) == 0;
     DPCOMM_NO_UNROLL
     for (int i = 0; i < command.targets; ++i) {
       char* slot = command.target[i];
       store_slice<kWhole>(slot + header, elems, first, encoded);
       if constexpr (kBlocked) {
-        if (lane_in_warp() % Wire::kBlockLanes == 0 && first < elems) {
+        if (writes_byte && first < elems) {
           store_one(slot + first / Wire::kBlock, static_cast<uint8_t>(byte));
         }
       }
@@ -346,51 +361,65 @@ struct Primitives {
     if (Wire::kLossy && command.has(kCopy)) decode(encoded, byte, sum);
   }
 
-  template <bool kWhole>
+  /// kAsSent: the own contribution counts as decode(encode(x)).
+  template <bool kWhole, bool kAsSent>
   static DPCOMM_DEVICE void reduce_tile(const Command& command, uint32_t header, uint32_t first) {
     constexpr int kBatch = kWhole ? Wire::kBatch : 1;
     const int place = command.own_place;
-    const bool as_sent = Wire::kLossy && command.own_as_sent;
     Acc sum[kVectors][kVec];
-    Vec16 sent[kVectors];
-    uint32_t byte = 0;
-    if (as_sent) {
+    if constexpr (kAsSent) {
       load_own<kWhole>(command, first, sum);
-      byte = byte_of(sum);
+      const uint32_t byte = byte_of(sum);
+      Vec16 sent[kVectors];
       encode(sum, byte, sent);
-    }
-    if (place == 0 && !as_sent) {
-      load_own<kWhole>(command, first, sum);  // nothing waits for it before a source is there
-    } else {
       start(command.op, sum);
       add_sources<kWhole, kBatch>(command, 0, place, header, first, sum);
       Acc own[kVectors][kVec];
-      if (as_sent) {
-        decode(sent, byte, own);
-      } else {
-        load_own<kWhole>(command, first, own);
-      }
+      decode(sent, byte, own);
       add(command.op, sum, own);
+    } else if (place > 0) {
+      start(command.op, sum);
+      add_sources<kWhole, kBatch>(command, 0, place, header, first, sum);
+      Acc own[kVectors][kVec];
+      load_own<kWhole>(command, first, own);
+      add(command.op, sum, own);
+    } else {
+      load_own<kWhole>(command, first, sum);
     }
     add_sources<kWhole, kBatch>(command, place, command.sources, header, first, sum);
+    first = anew(first);
     if (command.divisor != 0) divide(sum, command.divisor);
     if (command.targets > 0) send_sum<kWhole>(command, header, first, sum);
-    if (command.has(kCopy)) store_output<kWhole>(command, first, sum);
+    if (command.has(kCopy)) store_output<kWhole>(command, anew(first), sum);
+  }
+
+  template <bool kAsSent>
+  static DPCOMM_DEVICE void reduce_tiles(const Command& command, uint32_t header) {
+    const uint32_t elems = command.elems;
+    const uint32_t lane = lane_in_warp();
+    const uint32_t stride = warps_in_block() * kTile;
+    DPCOMM_NO_UNROLL
+    for (uint32_t tile = warp_in_block() * kTile; tile < elems; tile += stride) {
+      const uint32_t first = anew(tile + lane * kVec);
+      if (command.aligned && tile + kTile <= elems) {
+        reduce_tile<true, kAsSent>(command, header, first);
+      } else {
+        reduce_tile<false, kAsSent>(command, header, first);
+      }
+    }
   }
 
   static DPCOMM_DEVICE void reduce(const Command& command) {
     const uint32_t elems = command.elems;
     const uint32_t header = Wire::header_bytes(elems);
-    for (uint32_t tile = warp_in_block() * kTile; tile < elems; tile += warps_in_block() * kTile) {
-      const uint32_t first = tile + lane_in_warp() * kVec;
-      if (command.aligned && tile + kTile <= elems) {
-        reduce_tile<true>(command, header, first);
-      } else {
-        reduce_tile<false>(command, header, first);
-      }
+    if (Wire::kLossy && command.own_as_sent) {
+      reduce_tiles<Wire::kLossy>(command, header);
+    } else {
+      reduce_tiles<false>(command, header);
     }
     if constexpr (kBlocked) {  // the header's padding is zero
       const uint32_t at = static_cast<uint32_t>(Wire::Places::blocks(elems)) + thread();
+      DPCOMM_NO_UNROLL
       for (int i = 0; at < header && i < command.targets; ++i) {
         store_one(command.target[i] + at, uint8_t{0});
       }
@@ -417,13 +446,18 @@ struct Primitives {
   static DPCOMM_DEVICE void receive(const Command& command) {
     const uint32_t elems = command.elems;
     const uint32_t header = Wire::header_bytes(elems);
+    DPCOMM_NO_UNROLL
     for (uint32_t at = thread() * 16; at < header; at += threads() * 16) {
       if (command.targets == 0) break;
       const Vec16 v = load16(command.source[0] + at);
+      DPCOMM_NO_UNROLL
       for (int i = 0; i < command.targets; ++i) store16(command.target[i] + at, v);
     }
-    for (uint32_t tile = warp_in_block() * kTile; tile < elems; tile += warps_in_block() * kTile) {
-      const uint32_t first = tile + lane_in_warp() * kVec;
+    const uint32_t lane = lane_in_warp();
+    const uint32_t stride = warps_in_block() * kTile;
+    DPCOMM_NO_UNROLL
+    for (uint32_t tile = warp_in_block() * kTile; tile < elems; tile += stride) {
+      const uint32_t first = anew(tile + lane * kVec);
       if (command.aligned && tile + kTile <= elems) {
         receive_tile<true>(command, header, first);
       } else {

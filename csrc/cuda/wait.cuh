@@ -74,6 +74,7 @@ DPCOMM_DEVICE void load_struct(T& to, const T* from) {
   static_assert(sizeof(T) % 8 == 0);
   uint64_t* words = reinterpret_cast<uint64_t*>(&to);
   const char* place = reinterpret_cast<const char*>(from);
+  DPCOMM_UNROLL
   for (uint32_t i = 0; i < sizeof(T) / 8; ++i) words[i] = load_one<uint64_t>(place + 8 * i);
 }
 

@@ -110,6 +110,7 @@ inline bool any_in_warp(bool value) {
   for (int i = 0; i < 32; ++i) value = value || given[i] != 0;
   return value;
 }
+inline uint32_t anew(uint32_t value) { return value; }
 inline void warp_sync() { emulated::warp_barrier(); }
 inline void block_sync() { emulated::block_barrier(); }
 inline void pause() { emulated::pause(); }
