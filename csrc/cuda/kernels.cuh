@@ -237,16 +237,9 @@ DPCOMM_DEVICE bool wait_for(const Block& block, const KernelArgs& args, const ui
                             WaitKind kind, int32_t peer, uint64_t wanted) {
   const RankState& rank = block.rank;
   const bool arrival = kind == WaitKind::kArrival;
-  WaitRecord what = {};
-  what.state = static_cast<uint32_t>(kind);
-  what.rank = static_cast<uint32_t>(rank.rank);
-  what.cta = block.cta;
-  what.lane = block.lane;
-  what.step = block.step_number;
-  what.peer = static_cast<uint32_t>(peer);
-  what.wanted = static_cast<uint32_t>(arrival ? wanted : wanted - rank.slots + 1);
-  what.sequence = args.sequence;
-  Patience patience(rank, record_at(rank, block.cta, block.lane), what);
+  const uint64_t shown = arrival ? wanted : wanted - rank.slots + 1;
+  Patience patience(rank, kind, block.cta, block.lane, block.step_number,
+                    static_cast<uint32_t>(shown), args.sequence);
   const auto arrived = [&](uint64_t value) {
     return static_cast<uint32_t>(value) == static_cast<uint32_t>(wanted);
   };
@@ -256,13 +249,13 @@ DPCOMM_DEVICE bool wait_for(const Block& block, const KernelArgs& args, const ui
   for (;;) {
     const uint64_t value = load_flag_relaxed(flag);
     if (arrival ? arrived(value) : free(value)) break;
-    if (!patience.go_on(static_cast<uint32_t>(value))) return false;
+    if (!patience.go_on(peer, static_cast<uint32_t>(value))) return false;
   }
   const uint64_t value = load_flag_acquire(flag);
   patience.done();
   const uint32_t tag = static_cast<uint32_t>(value >> 32);
   if (!arrival || tag == args.tag) return true;
-  patience.disagree(tag, args.tag);
+  patience.disagree(peer, tag, args.tag);
   return false;
 }
 

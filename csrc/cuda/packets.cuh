@@ -39,6 +39,8 @@ struct PacketBlock {
   RankState rank;
   char* buffers[kMaxDeviceRanks];  ///< of packets, by rank
   uint32_t epoch;
+  uint32_t cta;
+  uint64_t sequence;
   uint64_t first_packet;           ///< of the CTA
   bool left[kPacketThreads / 32];  ///< by warp: it saw the abort
   bool aborted;                    ///< at the start
@@ -60,13 +62,15 @@ class PacketKernel {
   static_assert(kTile == packet_tile_elems(Wire::kFormat, Wire::Element::kBytes));
 
   DPCOMM_DEVICE PacketKernel(PacketBlock& block, const KernelArgs& args)
-      : block_(block), args_(args), room_(block.room[warp_in_block()]) {}
+      : block_(block), args_(args) {}
 
   /// Thread 0, before all else.
   DPCOMM_DEVICE void begin() {
     load_struct(block_.rank, args_.ranks + block_y());
     const RankState& rank = block_.rank;
-    const int cta = static_cast<int>(block_x());
+    block_.cta = block_x();
+    block_.sequence = args_.sequence;
+    const int cta = static_cast<int>(block_.cta);
     const Range part = cta_part(args_.count, args_.grain, args_.ctas, cta);
     const uint64_t largest = cta_part(args_.count, args_.grain, args_.ctas, 0).count;
     block_.first_packet = cta * ((largest + kTile - 1) / kTile) * kPackets;
@@ -118,7 +122,7 @@ class PacketKernel {
       if (block_.left[warp]) return;
     }
     const RankState& rank = block_.rank;
-    const int cta = static_cast<int>(block_x());
+    const int cta = static_cast<int>(block_.cta);
     store_one(rank.packet_epoch + cta, block_.epoch);
     if (cta != 0) return;
     DPCOMM_NO_UNROLL
@@ -126,6 +130,8 @@ class PacketKernel {
   }
 
  private:
+  DPCOMM_DEVICE PacketRoom& room() const { return block_.room[warp_in_block()]; }
+
   /// Packets of the slice of the tile that starts with element `tile`.
   DPCOMM_DEVICE uint32_t packets_of(uint32_t tile) const {
     const uint32_t elems = existing(block_.command.elems, tile, kTile);
@@ -159,10 +165,10 @@ class PacketKernel {
         if (any_in_warp(!pull(source, batch, anew(tile)))) return false;
         warp_sync();  // the slices are whole
         DPCOMM_NO_UNROLL
-        for (int b = 0; b < batch; ++b) add(room_.source[b], sum);
+        for (int b = 0; b < batch; ++b) add(room().source[b], sum);
         warp_sync();  // they are read
       }
-      if (part == 0) add(room_.own, sum);
+      if (part == 0) add(room().own, sum);
     }
     if (command.divisor != 0) Bytes::divide(sum, command.divisor);
     Bytes::template store_output<kWhole>(command, anew(tile + lane_in_warp() * kVec), sum);
@@ -182,17 +188,17 @@ class PacketKernel {
     Vec16 encoded[kVectors];
     Bytes::encode(values, byte, encoded);
     DPCOMM_UNROLL
-    for (uint32_t j = 0; j < kVectors; ++j) vector_at(room_.own, j) = encoded[j];
+    for (uint32_t j = 0; j < kVectors; ++j) vector_at(room().own, j) = encoded[j];
     if constexpr (Bytes::kBlocked) {
       if (lane_in_warp() % Wire::kBlockLanes == 0) {
-        room_.own[lane_in_warp() / Wire::kBlockLanes] = static_cast<unsigned char>(byte);
+        room().own[lane_in_warp() / Wire::kBlockLanes] = static_cast<unsigned char>(byte);
       }
     }
   }
 
   DPCOMM_DEVICE void push(uint32_t tile) {
     const uint32_t packets = packets_of(tile);
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(room_.own);
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(room().own);
     const int world = block_.rank.world;
     const int own = block_.rank.rank;
     DPCOMM_NO_UNROLL
@@ -209,22 +215,17 @@ class PacketKernel {
 
   /// The slices of `batch` ranks from `source` on. False: the operation is aborted.
   DPCOMM_DEVICE bool pull(int source, int batch, uint32_t tile) {
-    const uint32_t packets = packets_of(tile);
-    const char* from = packets_at(block_.rank.rank, source, tile);
-    const uint64_t stride = block_.rank.packet_capacity * sizeof(Vec16);  // from rank to rank
     DPCOMM_NO_UNROLL
-    for (uint32_t p = lane_in_warp(); p < packets; p += 32) {
+    for (uint32_t p = lane_in_warp(); p < packets_of(tile); p += 32) {
       Vec16 packet[PacketRoom::kBatch];
       DPCOMM_UNROLL
-      for (int b = 0; b < PacketRoom::kBatch; ++b) {  // all are asked for before any is waited for
-        packet[b] = Vec16{{0, 0, 0, block_.epoch}};
-        if (b < batch) packet[b] = load_packet(from + b * stride + p * sizeof(Vec16));
-      }
+      for (int b = 0; b < PacketRoom::kBatch; ++b) packet[b] = Vec16{{0, 0, 0, block_.epoch - 1}};
+      ask(packet, source, batch, tile, p);
+      if (!wait_for(packet, source, batch, tile, p)) return false;
+      PacketRoom& taken = room();
       DPCOMM_UNROLL
       for (int b = 0; b < PacketRoom::kBatch; ++b) {
-        const char* place = from + b * stride + p * sizeof(Vec16);
-        if (!wait_for(packet[b], place, source + b, tile / kTile)) return false;
-        uint32_t* words = reinterpret_cast<uint32_t*>(room_.source[b]) + 3 * p;
+        uint32_t* words = reinterpret_cast<uint32_t*>(taken.source[b]) + 3 * p;
         DPCOMM_UNROLL
         for (int i = 0; i < 3; ++i) words[i] = packet[b].w[i];
       }
@@ -232,21 +233,37 @@ class PacketKernel {
     return true;
   }
 
-  /// Polls until `packet`, which lies at `place`, is of this operation.
-  DPCOMM_DEVICE bool wait_for(Vec16& packet, const char* place, int peer, uint32_t tile) {
-    if (packet.w[3] == block_.epoch) return true;
-    WaitRecord what = {};
-    what.state = static_cast<uint32_t>(WaitKind::kPacket);
-    what.rank = static_cast<uint32_t>(block_.rank.rank);
-    what.cta = block_x();
-    what.step = tile;
-    what.peer = static_cast<uint32_t>(peer);
-    what.wanted = block_.epoch;
-    what.sequence = args_.sequence;
-    Patience patience(block_.rank, record_at(block_.rank, block_x(), 0), what);
-    while (packet.w[3] != block_.epoch) {
-      if (!patience.go_on(packet.w[3])) return false;
-      packet = load_packet(place);
+  /// True if packet b is still to come.
+  DPCOMM_DEVICE bool is_missing(const Vec16* packet, int b, int batch) const {
+    return b < batch && packet[b].w[3] != block_.epoch;
+  }
+
+  /// Loads packet p of a tile of rank source + b into packet[b], for all b of those missing.
+  DPCOMM_DEVICE void ask(Vec16* packet, int source, int batch, uint32_t tile, uint32_t p) {
+    const char* place = packets_at(block_.rank.rank, source, anew(tile)) + p * sizeof(Vec16);
+    const uint64_t stride = block_.rank.packet_capacity * sizeof(Vec16);  // from rank to rank
+    DPCOMM_UNROLL
+    for (int b = 0; b < PacketRoom::kBatch; ++b) {
+      if (is_missing(packet, b, batch)) packet[b] = load_packet(place + b * stride);
+    }
+  }
+
+  /// Polls until no packet is missing. False: the operation is aborted.
+  DPCOMM_DEVICE bool wait_for(Vec16* packet, int source, int batch, uint32_t tile, uint32_t p) {
+    Patience patience(block_.rank, WaitKind::kPacket, block_.cta, 0, tile / kTile, block_.epoch,
+                      block_.sequence);
+    for (;;) {
+      int missing = batch;
+      uint32_t seen = 0;
+      DPCOMM_UNROLL
+      for (int b = PacketRoom::kBatch - 1; b >= 0; --b) {
+        if (!is_missing(packet, b, batch)) continue;
+        missing = b;
+        seen = packet[b].w[3];
+      }
+      if (missing == batch) break;
+      if (!patience.go_on(source + missing, seen)) return false;
+      ask(packet, source, batch, tile, p);
     }
     patience.done();
     return true;
@@ -266,7 +283,6 @@ class PacketKernel {
 
   PacketBlock& block_;
   const KernelArgs& args_;
-  PacketRoom& room_;
 };
 
 /// The kernel: blocks of a multiple of 32 threads, at most kPacketThreads; one block for each CTA.

@@ -7,66 +7,68 @@
 
 namespace dpcomm::gpu {
 
-/// Writes `what` for the host, `state` last.
-DPCOMM_DEVICE void write_record(WaitRecord* record, const WaitRecord& what) {
-  store_word_relaxed(&record->rank, what.rank);
-  store_word_relaxed(&record->cta, what.cta);
-  store_word_relaxed(&record->lane, what.lane);
-  store_word_relaxed(&record->step, what.step);
-  store_word_relaxed(&record->peer, what.peer);
-  store_word_relaxed(&record->seen, what.seen);
-  store_word_relaxed(&record->wanted, what.wanted);
-  uint32_t* sequence = reinterpret_cast<uint32_t*>(&record->sequence);
-  store_word_relaxed(sequence, static_cast<uint32_t>(what.sequence));
-  store_word_relaxed(sequence + 1, static_cast<uint32_t>(what.sequence >> 32));
-  store_word_relaxed(&record->state, what.state);
-}
-
-/// A thread's wait. `what` is what the record will say of it.
+/// A thread's wait.
 class Patience {
  public:
-  DPCOMM_DEVICE Patience(const RankState& rank, WaitRecord* record, const WaitRecord& what)
-      : rank_(rank), record_(record), what_(what) {}
+  /// `step` and `wanted` are for the record, and so are cta and lane, which also say where it lies.
+  DPCOMM_DEVICE Patience(const RankState& rank, WaitKind kind, uint32_t cta, uint32_t lane,
+                         uint32_t step, uint32_t wanted, uint64_t sequence)
+      : rank_(rank),
+        kind_(kind),
+        cta_(cta),
+        lane_(lane),
+        step_(step),
+        wanted_(wanted),
+        sequence_(sequence) {}
 
-  /// After a poll in vain that saw `seen`. False: the operation is aborted.
-  DPCOMM_DEVICE bool go_on(uint32_t seen) {
+  /// After a poll in vain, of something of `peer` that was seen as `seen`. False: the operation is
+  /// aborted.
+  DPCOMM_DEVICE bool go_on(int32_t peer, uint32_t seen) {
     ++polls_;
     if (polls_ % rank_.look_every == 0 && load_word_relaxed(rank_.abort) != 0) return false;
-    if (polls_ % rank_.record_after == 0) {
-      what_.seen = seen;
-      write_record(record_, what_);
-      recorded_ = true;
-    }
+    if (polls_ % rank_.record_after == 0) record(kind_, peer, seen, wanted_);
     pause();
     return true;
   }
 
   /// The wait is over.
   DPCOMM_DEVICE void done() {
-    if (recorded_) store_word_relaxed(&record_->state, static_cast<uint32_t>(WaitKind::kNone));
+    if (polls_ < rank_.record_after) return;
+    store_word_relaxed(&place()->state, static_cast<uint32_t>(WaitKind::kNone));
   }
 
-  /// The peer runs another operation, of tag `tag`.
-  DPCOMM_DEVICE void disagree(uint32_t tag, uint32_t own_tag) {
-    what_.state = static_cast<uint32_t>(WaitKind::kDisagree);
-    what_.seen = tag;
-    what_.wanted = own_tag;
-    write_record(record_, what_);
+  /// `peer` runs another operation, of tag `tag`.
+  DPCOMM_DEVICE void disagree(int32_t peer, uint32_t tag, uint32_t own_tag) {
+    record(WaitKind::kDisagree, peer, tag, own_tag);
     store_word_relaxed(rank_.abort, 1);  // operations that are queued must not run
   }
 
  private:
-  const RankState& rank_;
-  WaitRecord* record_;
-  WaitRecord what_;
-  uint32_t polls_ = 0;
-  bool recorded_ = false;
-};
+  DPCOMM_DEVICE WaitRecord* place() const {
+    return rank_.waits + anew(cta_) * kMaxScheduleLanes + lane_;
+  }
 
-/// Where a wait's record lies.
-DPCOMM_DEVICE WaitRecord* record_at(const RankState& rank, uint32_t cta, uint32_t lane) {
-  return rank.waits + cta * kMaxScheduleLanes + lane;
-}
+  DPCOMM_DEVICE void record(WaitKind kind, int32_t peer, uint32_t seen, uint32_t wanted) {
+    WaitRecord* to = place();
+    store_word_relaxed(&to->rank, static_cast<uint32_t>(rank_.rank));
+    store_word_relaxed(&to->cta, cta_);
+    store_word_relaxed(&to->lane, lane_);
+    store_word_relaxed(&to->step, step_);
+    store_word_relaxed(&to->peer, static_cast<uint32_t>(peer));
+    store_word_relaxed(&to->seen, seen);
+    store_word_relaxed(&to->wanted, wanted);
+    uint32_t* sequence = reinterpret_cast<uint32_t*>(&to->sequence);
+    store_word_relaxed(sequence, static_cast<uint32_t>(sequence_));
+    store_word_relaxed(sequence + 1, static_cast<uint32_t>(sequence_ >> 32));
+    store_word_relaxed(&to->state, static_cast<uint32_t>(kind));  // last
+  }
+
+  const RankState& rank_;
+  WaitKind kind_;
+  uint32_t cta_, lane_, step_, wanted_;
+  uint64_t sequence_;
+  uint32_t polls_ = 0;
+};
 
 /// Copies a plain struct from device memory, in words of 8 bytes.
 template <class T>
