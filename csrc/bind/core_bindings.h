@@ -5,11 +5,12 @@
 
 namespace dpcomm {
 
-void bind_errors(pybind11::module_& module);        // core_errors.cc
-void bind_wire(pybind11::module_& module);          // core_wire.cc
-void bind_schedule(pybind11::module_& module);      // core_schedule.cc
-void bind_array(pybind11::module_& module);         // core_device_array.cc
-void bind_device(pybind11::module_& module);        // core_device.cc
-void bind_communicator(pybind11::module_& module);  // core_communicator.cc
+void bind_errors(pybind11::module_& module);         // core_errors.cc
+void bind_wire(pybind11::module_& module);           // core_wire.cc
+void bind_schedule(pybind11::module_& module);       // core_schedule.cc
+void bind_array(pybind11::module_& module);          // core_device_array.cc
+void bind_device(pybind11::module_& module);         // core_device.cc
+void bind_virtual_group(pybind11::module_& module);  // core_virtual_group.cc
+void bind_communicator(pybind11::module_& module);   // core_communicator.cc
 
 }  // namespace dpcomm

@@ -8,5 +8,6 @@ PYBIND11_MODULE(_core, module) {
   dpcomm::bind_schedule(module);
   dpcomm::bind_array(module);
   dpcomm::bind_device(module);
+  dpcomm::bind_virtual_group(module);
   dpcomm::bind_communicator(module);
 }
