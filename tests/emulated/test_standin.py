@@ -17,6 +17,7 @@ import standin  # noqa: E402
 from harness import launch  # noqa: E402
 
 DEVICE = "standin:0"
+pytestmark = pytest.mark.timeout(900)  # with what has to be compiled
 POISON = torch.tensor([0xFB] * 4, dtype=torch.uint8).view(torch.float32).item()
 
 

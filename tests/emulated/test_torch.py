@@ -35,6 +35,7 @@ import dpcomm  # noqa: E402
 
 DEADLINE_S = 30.0
 DEVICE = "standin:0"
+pytestmark = pytest.mark.timeout(900)  # with what has to be compiled
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,6 @@ def device_env() -> dict[str, str]:
     """Environment of ranks that have the stand-in, and dpcomm's device library for it."""
     if why := fake_runtime.missing():
         pytest.skip(why)
-    if "not there yet" in (fake_runtime.CSRC / "cuda" / "engine.cc").read_text():
-        pytest.skip("the engine is not there yet")
     module = standin.build(fake_runtime.fake_cudart())
     return {standin.VARIABLE: str(module), **fake_runtime.variables()}
 
