@@ -76,6 +76,7 @@ class DeviceSide {
   void tick();
   void advance();
   void look_at_waits();
+  void look_for_disagreement(const DeviceEngine& engine) const;
   void check();
   void check_graphs();
   void show(Stage stage);

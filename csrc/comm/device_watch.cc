@@ -91,6 +91,7 @@ void DeviceSide::tick() {
 /// Takes note of what is complete.
 void DeviceSide::advance() {
   const auto engine = this->engine();
+  if (engine == nullptr) return;
   Stage stage = Stage::kBehind;
   for (auto flying = first(); flying; flying = first()) {
     const Progress progress = engine->progress(flying->ticket);
@@ -131,6 +132,13 @@ std::chrono::milliseconds DeviceSide::limit_of(const WaitRecord& wait) {
     if (flying.record.sequence == wait.sequence) return flying.limit;
   }
   return graph_limit_.count() > 0 ? graph_limit_ : std::chrono::milliseconds(INT32_MAX);
+}
+
+/// Throws if a kernel has found a message of another operation, and left.
+void DeviceSide::look_for_disagreement(const DeviceEngine& engine) const {
+  for (const WaitRecord& wait : engine.waits()) {
+    if (wait.state == static_cast<uint32_t>(WaitKind::kDisagree)) throw_disagreement(wait);
+  }
 }
 
 /// Notes since when each wait of the kernels lasts.
@@ -215,13 +223,14 @@ std::string DeviceSide::waits_text(const OpRecord& operation) const {
   std::string reason = diagnosis_.not_called(operation);
   if (reason.empty()) {
     std::vector<std::string> deeds;
-    for (const int peer : peers) {
-      deeds.push_back(deed_of(*transport_, diagnosis_, peer, operation));
+    for (int rank = 0; rank < transport_->world(); ++rank) {
+      const bool waited = std::find(peers.begin(), peers.end(), rank) != peers.end();
+      if (rank == transport_->rank() || (!waited && !peers.empty())) continue;
+      deeds.push_back(deed_of(*transport_, diagnosis_, rank, operation));
     }
     reason = joined(deeds, "; ");
   }
-  const std::string waits =
-      texts.empty() ? "the device (no wait is on record)" : joined(texts, "; ");
+  const std::string waits = texts.empty() ? "its device" : joined(texts, "; ");
   return reason.empty() ? waits : waits + "; " + reason;
 }
 

@@ -28,8 +28,8 @@ inline constexpr int kMaxThreads = 512;        ///< of a block; a multiple of 32
 inline constexpr int kPacketDataBytes = 12;    ///< of the 16 bytes of a packet; then its mark
 inline constexpr int kPacketThreads = 256;     ///< of a block of a packet kernel, at most
 inline constexpr int kPacketTileBytes = 1024;  ///< of payload that a warp sends as packets at once
-inline constexpr int kLookEvery = 1024;        ///< polls between two looks at the abort word
-inline constexpr int kRecordAfter = 1 << 16;   ///< polls after which a wait is recorded
+inline constexpr int kLookEvery = 256;         ///< polls between two looks at the abort word
+inline constexpr int kRecordAfter = 1 << 12;   ///< polls after which a wait is recorded
 
 /// Both ends of the channels between a rank and one peer in one lane of one CTA. Null where the two
 /// have no channel. Pointers are as the owner of the table sees them.
