@@ -71,7 +71,7 @@ size_t packets_needed(WireFormat wire, Dtype dtype, size_t count, int ctas) {
   const size_t tile_elems = packet_tile_elems(wire, size_bytes(dtype));
   const size_t tiles = (cta_part(count, grain, ctas, 0).count + tile_elems - 1) / tile_elems;
   const size_t tile_bytes = wire_slice_bytes(wire, dtype, tile_elems);
-  return ctas * tiles * ((tile_bytes + kPacketDataBytes - 1) / kPacketDataBytes);
+  return 1 + ctas * tiles * ((tile_bytes + kPacketDataBytes - 1) / kPacketDataBytes);
 }
 
 LaunchPlan plan_launch(const OpRecord& record, uint32_t tag, const StagingGeometry& geometry,

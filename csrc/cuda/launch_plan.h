@@ -51,7 +51,7 @@ size_t wire_slice_bytes(WireFormat wire, Dtype dtype, size_t elems);
 /// few, because they are taken from what the caller computes.
 int choose_ctas(size_t bytes, int most);
 
-/// Packets of one source that an all_reduce by packets needs.
+/// Packets of one source that an all_reduce by packets needs, the greeting included.
 size_t packets_needed(WireFormat wire, Dtype dtype, size_t count, int ctas);
 
 /// The plan of an operation that was checked (base/reduce_op.h, law 8) with `ctas` CTAs. `tag`

@@ -13,8 +13,9 @@
 // complete, for which every peer had to be through with operation e - 2: so two buffers, by parity
 // of the epoch, are enough. All ranks hear from all in each operation, or this would not hold.
 //
-// CTA c's packets lie one after the other from c * (packets of the largest part) on; a tile's begin
-// at its number times the packets of a whole tile.
+// Packet 0 of a buffer is the greeting: the operation's tag, from the last warp of CTA 0. Ranks
+// whose tags differ run different operations, and leave. CTA c's packets follow from 1 + c *
+// (packets of the largest part) on; a tile's begin at its number times the packets of a whole tile.
 #pragma once
 
 #include "cuda/kernel_args.h"
@@ -74,7 +75,7 @@ class PacketKernel {
     const int cta = static_cast<int>(block_.cta);
     const Range part = cta_part(args_.count, args_.grain, args_.ctas, cta);
     const uint64_t largest = cta_part(args_.count, args_.grain, args_.ctas, 0).count;
-    block_.first_packet = cta * ((largest + kTile - 1) / kTile) * kPackets;
+    block_.first_packet = 1 + cta * ((largest + kTile - 1) / kTile) * kPackets;
     block_.epoch = load_one<uint32_t>(rank.packet_epoch + cta) + 1;
     block_.mark = packet_mark(block_.epoch, args_.tag);
     Command& command = block_.command;
@@ -106,9 +107,11 @@ class PacketKernel {
     }
   }
 
-  /// All threads: the warp's tiles. False: the operation is aborted.
+  /// All threads: the warp's tiles. False: the operation is aborted, or the ranks disagree.
   DPCOMM_DEVICE bool run() {
     if (block_.aborted) return false;
+    const bool greets = block_.cta == 0 && warp_in_block() == warps_in_block() - 1;
+    if (greets && any_in_warp(!greet())) return false;
     const uint32_t elems = block_.command.elems;
     DPCOMM_NO_UNROLL
     for (uint32_t at = warp_in_block() * kTile; at < elems; at += warps_in_block() * kTile) {
@@ -138,6 +141,41 @@ class PacketKernel {
   DPCOMM_DEVICE uint32_t packets_of(uint32_t tile) const {
     const uint32_t elems = existing(block_.command.elems, tile, kTile);
     return (Wire::slice_bytes(elems) + kPacketDataBytes - 1) / kPacketDataBytes;
+  }
+
+  /// Packet 0 from rank `source`, in the buffer of rank `owner`.
+  DPCOMM_DEVICE char* greeting_at(int owner, int source) const {
+    const uint64_t buffer = uint64_t{block_.epoch % 2} * block_.rank.world + source;
+    return block_.buffers[owner] + buffer * block_.rank.packet_capacity * sizeof(Vec16);
+  }
+
+  /// Tells all peers the own tag and hears theirs, a lane for each peer. False: leave.
+  DPCOMM_DEVICE bool greet() {
+    const int world = block_.rank.world;
+    const int own = block_.rank.rank;
+    DPCOMM_NO_UNROLL
+    for (int peer = static_cast<int>(lane_in_warp()); peer < world; peer += 32) {
+      if (peer != own) store_packet(greeting_at(peer, own), Vec16{{args_.tag, 0, 0, block_.epoch}});
+    }
+    DPCOMM_NO_UNROLL
+    for (int peer = static_cast<int>(lane_in_warp()); peer < world; peer += 32) {
+      if (peer != own && !hear(peer)) return false;
+    }
+    return true;
+  }
+
+  /// One thread: waits for the greeting of `peer`. False: leave.
+  DPCOMM_DEVICE bool hear(int peer) {
+    Patience patience(block_.rank, WaitKind::kPacket, 0, 0, 0, block_.epoch, block_.sequence);
+    Vec16 greeting = load_packet(greeting_at(block_.rank.rank, peer));
+    while (greeting.w[3] != block_.epoch) {
+      if (!patience.go_on(peer, greeting.w[3])) return false;
+      greeting = load_packet(greeting_at(block_.rank.rank, peer));
+    }
+    patience.done();
+    if (greeting.w[0] == args_.tag) return true;
+    patience.disagree(peer, greeting.w[0], args_.tag);
+    return false;
   }
 
   /// The first of these from rank `source`, in the buffer of rank `owner`.

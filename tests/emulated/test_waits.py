@@ -90,15 +90,14 @@ def test_no_record_remains_of_waits_that_ended(source: Emulation) -> None:
     assert result.lines("wait") == []
 
 
-def test_ranks_that_run_different_operations_say_so(source: Emulation) -> None:
+@pytest.mark.parametrize("packets", [False, True], ids=["slots", "packets"])
+def test_ranks_that_run_different_operations_say_so(source: Emulation, packets: bool) -> None:
+    """By the tag of an arrival, or of the greeting, which is packet 0."""
+    extra = (("other_tag_rank", 1), ("abort_all_at", 4000))
+    ring = Case(operations=(RING,), virtual_ranks=False, extra=extra, **SLOTS)  # type: ignore[arg-type]
+    kind = dataclasses.replace(PACKETS, extra=extra) if packets else ring
     for seed in range(1, 6):
-        case = Case(
-            operations=(RING,),
-            virtual_ranks=False,
-            seed=seed,
-            extra=(("other_tag_rank", 1), ("abort_all_at", 4000)),
-            **SLOTS,  # type: ignore[arg-type]
-        )
+        case = dataclasses.replace(kind, seed=seed)
         (result,) = source.run([case])
         assert result.status == "ok", result.text
         found = [record for record in result.lines("wait") if record["kind"] == "disagree"]
