@@ -23,7 +23,7 @@ bool is_same_wait(const WaitRecord& a, const WaitRecord& b) {
 std::string text_of(const WaitRecord& wait) {
   const char* what = "message ";
   if (wait.state == static_cast<uint32_t>(WaitKind::kCredit)) what = "credit ";
-  if (wait.state == static_cast<uint32_t>(WaitKind::kPacket)) what = "packet of mark ";
+  if (wait.state == static_cast<uint32_t>(WaitKind::kPacket)) what = "packet of epoch ";
   return str("CTA ", wait.cta, ", lane ", wait.lane, ", step ", wait.step, ", ", what, wait.seen,
              " seen, ", wait.wanted, " wanted");
 }

@@ -25,7 +25,7 @@ inline constexpr int kFlagLineBytes = 128;     ///< a flag has a line of its own
 inline constexpr int kMaxDeviceRanks = 64;     ///< of a communicator on devices
 inline constexpr int kMaxVirtualRanks = 16;    ///< in one launch (gridDim.y)
 inline constexpr int kMaxThreads = 512;        ///< of a block; a multiple of 32
-inline constexpr int kPacketDataBytes = 12;    ///< of the 16 bytes of a packet; then its mark
+inline constexpr int kPacketDataBytes = 12;    ///< of the 16 bytes of a packet; then its epoch
 inline constexpr int kPacketThreads = 256;     ///< of a block of a packet kernel, at most
 inline constexpr int kPacketTileBytes = 1024;  ///< of payload that a warp sends as packets at once
 inline constexpr int kLookEvery = 256;         ///< polls between two looks at the abort word
@@ -56,14 +56,6 @@ DPCOMM_HD constexpr uint64_t arrival_value(uint64_t message, uint32_t tag) {
   return (uint64_t{tag} << 32) | static_cast<uint32_t>(message);
 }
 
-/// What the packets of an operation carry: its epoch and its tag in one number, never 0. Ranks that
-/// run different operations wait for each other, which is noticed, instead of taking each other's
-/// data. Marks of one tag differ for 2^32 epochs.
-DPCOMM_HD constexpr uint32_t packet_mark(uint32_t epoch, uint32_t tag) {
-  const uint32_t mark = epoch * 0x9e3779b1u + tag;
-  return mark == 0 ? 1 : mark;
-}
-
 /// Why a block waits, in host memory that the device writes: for the text of an error. Written word
 /// by word, `state` last; the reader takes it for a hint.
 enum class WaitKind : uint32_t { kNone, kArrival, kCredit, kPacket, kDisagree };
@@ -74,7 +66,7 @@ struct WaitRecord {
   uint32_t lane;  ///< of the schedule
   uint32_t step;  ///< of the lane, from 0, over all rounds
   uint32_t peer;
-  uint32_t seen;      ///< the flag's low half, or the packet's mark (kDisagree: the tag that came)
+  uint32_t seen;      ///< the flag's low half (kDisagree: the tag that came)
   uint32_t wanted;    ///< (kDisagree: the own tag)
   uint64_t sequence;  ///< of the operation
 };
@@ -94,7 +86,7 @@ struct RankState {
   // The rank's own: operations by packets so far, one count for each CTA that it may have, all
   // equal. Block c of an operation counts up its own, the block of CTA 0 also those of CTAs that
   // the operation has not: a place in the buffer may belong to another CTA the next time, and a
-  // stale packet there must not show the mark that is due.
+  // stale packet there must not show the epoch that is due.
   uint32_t* packet_epoch;
   int32_t max_ctas;
   // Host memory; not 0: leave, publish nothing more. Written by the host, and by a block that finds

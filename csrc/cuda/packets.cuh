@@ -1,6 +1,6 @@
 // One-shot all-reduce by packets, for small messages: no slots, no flags, no fence. It is the
 // schedule OneShotAllReduce, and gives its bits. A packet is 16 bytes that arrive together: 12 of
-// data and the operation's mark (its epoch and tag), which says that the data are there.
+// data and the operation's epoch, which says that the data are there.
 //
 //   each warp, for each of its tiles (wire.cuh):
 //     encode the own elements into shared memory, as a slice of their own
@@ -40,7 +40,6 @@ struct PacketBlock {
   RankState rank;
   char* buffers[kMaxDeviceRanks];  ///< of packets, by rank
   uint32_t epoch;
-  uint32_t mark;  ///< of the operation's packets
   uint32_t cta;
   uint64_t sequence;
   uint64_t first_packet;           ///< of the CTA
@@ -77,7 +76,6 @@ class PacketKernel {
     const uint64_t largest = cta_part(args_.count, args_.grain, args_.ctas, 0).count;
     block_.first_packet = 1 + cta * ((largest + kTile - 1) / kTile) * kPackets;
     block_.epoch = load_one<uint32_t>(rank.packet_epoch + cta) + 1;
-    block_.mark = packet_mark(block_.epoch, args_.tag);
     Command& command = block_.command;
     const ReduceOp op = static_cast<ReduceOp>(args_.op);
     const char* input = static_cast<const char*>(args_.input[block_y()]);
@@ -247,7 +245,7 @@ class PacketKernel {
       char* to = packets_at(peer, own, tile);
       DPCOMM_NO_UNROLL
       for (uint32_t p = lane_in_warp(); p < packets; p += 32) {
-        const Vec16 packet{{words[3 * p], words[3 * p + 1], words[3 * p + 2], block_.mark}};
+        const Vec16 packet{{words[3 * p], words[3 * p + 1], words[3 * p + 2], block_.epoch}};
         store_packet(to + p * sizeof(Vec16), packet);
       }
     }
@@ -259,7 +257,7 @@ class PacketKernel {
     for (uint32_t p = lane_in_warp(); p < packets_of(tile); p += 32) {
       Vec16 packet[PacketRoom::kBatch];
       DPCOMM_UNROLL
-      for (int b = 0; b < PacketRoom::kBatch; ++b) packet[b] = Vec16{{0, 0, 0, block_.mark - 1}};
+      for (int b = 0; b < PacketRoom::kBatch; ++b) packet[b] = Vec16{{0, 0, 0, block_.epoch - 1}};
       ask(packet, source, batch, tile, p);
       if (!wait_for(packet, source, batch, tile, p)) return false;
       PacketRoom& taken = room();
@@ -275,7 +273,7 @@ class PacketKernel {
 
   /// True if packet b is still to come.
   DPCOMM_DEVICE bool is_missing(const Vec16* packet, int b, int batch) const {
-    return b < batch && packet[b].w[3] != block_.mark;
+    return b < batch && packet[b].w[3] != block_.epoch;
   }
 
   /// Loads packet p of a tile of rank source + b into packet[b], for all b of those missing.
@@ -290,7 +288,7 @@ class PacketKernel {
 
   /// Polls until no packet is missing. False: the operation is aborted.
   DPCOMM_DEVICE bool wait_for(Vec16* packet, int source, int batch, uint32_t tile, uint32_t p) {
-    Patience patience(block_.rank, WaitKind::kPacket, block_.cta, 0, tile / kTile, block_.mark,
+    Patience patience(block_.rank, WaitKind::kPacket, block_.cta, 0, tile / kTile, block_.epoch,
                       block_.sequence);
     for (;;) {
       int missing = batch;

@@ -71,7 +71,7 @@ DPCOMM_DEVICE void store_word_relaxed(uint32_t* word, uint32_t value) {
   asm volatile("st.relaxed.sys.global.u32 [%0], %1;" : : "l"(word), "r"(value) : "memory");
 }
 
-// --- packets: 12 bytes of data and 4 of a mark that arrive together -----------------------------
+// --- packets: 12 bytes of data and 4 of epoch that arrive together ------------------------------
 DPCOMM_DEVICE Vec16 load_packet(const void* place) {
   uint64_t low, high;
   asm volatile(

@@ -8,11 +8,11 @@ namespace {
 
 constexpr size_t kPacketBytes = kPacketDataBytes + sizeof(uint32_t);
 
-std::string packet_name(const StagingGeometry& geometry, size_t offset, uint64_t mark) {
+std::string packet_name(const StagingGeometry& geometry, size_t offset, uint64_t epoch) {
   const size_t packet = offset / kPacketBytes;
   const size_t buffer = packet / geometry.packet_capacity;
   return str("packet ", packet % geometry.packet_capacity, " from rank ", buffer % geometry.world,
-             ", parity ", buffer / geometry.world, ": mark ", mark);
+             ", parity ", buffer / geometry.world, ": epoch ", epoch);
 }
 
 }  // namespace
