@@ -11,6 +11,8 @@
 // each target; nothing is read back.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/kernel_args.h"
 #include "cuda/wire.cuh"
 #include "schedule/step.h"
@@ -306,8 +308,9 @@ struct Primitives {
 
   /// sum op= kBatch slices, source[from] and those after it: all are loaded before any is added.
   template <bool kWhole, int kBatch>
-  static DPCOMM_DEVICE void add_batch(const Command& command, int from, uint32_t header,
-                                      uint32_t first, Acc (*sum)[kVec]) {
+  static DPCOMM_DEVICE void add_batch(const Command& command, int from, uint32_t first,
+                                      Acc (*sum)[kVec]) {
+    const uint32_t header = Wire::header_bytes(command.elems);
     Vec16 encoded[kBatch][kVectors];
     uint32_t byte[kBatch];
     DPCOMM_UNROLL
@@ -326,24 +329,24 @@ struct Primitives {
 
   /// sum op= the slices in source[from, to).
   template <bool kWhole, int kBatch>
-  static DPCOMM_DEVICE void add_sources(const Command& command, int from, int to, uint32_t header,
-                                        uint32_t first, Acc (*sum)[kVec]) {
+  static DPCOMM_DEVICE void add_sources(const Command& command, int from, int to, uint32_t first,
+                                        Acc (*sum)[kVec]) {
     int next = from;
     if constexpr (kBatch > 1) {
       DPCOMM_NO_UNROLL
       for (; next + kBatch <= to; next += kBatch) {
-        add_batch<kWhole, kBatch>(command, next, header, first, sum);
+        add_batch<kWhole, kBatch>(command, next, first, sum);
       }
     }
     DPCOMM_NO_UNROLL
-    for (; next < to; ++next) add_batch<kWhole, 1>(command, next, header, first, sum);
+    for (; next < to; ++next) add_batch<kWhole, 1>(command, next, first, sum);
   }
 
   /// Writes the sum to all targets. With kCopy it becomes what the receivers decode (law 2).
   template <bool kWhole>
-  static DPCOMM_DEVICE void send_sum(const Command& command, uint32_t header, uint32_t first,
-                                     Acc (*sum)[kVec]) {
+  static DPCOMM_DEVICE void send_sum(const Command& command, uint32_t first, Acc (*sum)[kVec]) {
     const uint32_t elems = command.elems;
+    const uint32_t header = Wire::header_bytes(elems);
     const uint32_t byte = byte_of(sum);
     Vec16 encoded[kVectors];
     encode(sum, byte, encoded);
@@ -363,8 +366,8 @@ struct Primitives {
 
   /// kAsSent: the own contribution counts as decode(encode(x)).
   template <bool kWhole, bool kAsSent>
-  static DPCOMM_DEVICE void reduce_tile(const Command& command, uint32_t header, uint32_t first) {
-    constexpr int kBatch = kWhole ? Wire::kBatch : 1;
+  static DPCOMM_DEVICE void reduce_tile(const Command& command, uint32_t first) {
+    constexpr int kBatch = kWhole && !kAsSent ? Wire::kBatch : 1;
     const int place = command.own_place;
     Acc sum[kVectors][kVec];
     if constexpr (kAsSent) {
@@ -372,63 +375,70 @@ struct Primitives {
       const uint32_t byte = byte_of(sum);
       Vec16 sent[kVectors];
       encode(sum, byte, sent);
+      DPCOMM_UNROLL
+      for (uint32_t j = 0; j < kVectors; ++j) {  // encoded now, not when it is added
+        DPCOMM_UNROLL
+        for (int i = 0; i < 4; ++i) sent[j].w[i] = anew(sent[j].w[i]);
+      }
       start(command.op, sum);
-      add_sources<kWhole, kBatch>(command, 0, place, header, first, sum);
+      add_sources<kWhole, kBatch>(command, 0, place, first, sum);
       Acc own[kVectors][kVec];
       decode(sent, byte, own);
       add(command.op, sum, own);
     } else if (place > 0) {
       start(command.op, sum);
-      add_sources<kWhole, kBatch>(command, 0, place, header, first, sum);
+      add_sources<kWhole, kBatch>(command, 0, place, first, sum);
       Acc own[kVectors][kVec];
       load_own<kWhole>(command, first, own);
       add(command.op, sum, own);
     } else {
       load_own<kWhole>(command, first, sum);
     }
-    add_sources<kWhole, kBatch>(command, place, command.sources, header, first, sum);
+    add_sources<kWhole, kBatch>(command, place, command.sources, first, sum);
     first = anew(first);
     if (command.divisor != 0) divide(sum, command.divisor);
-    if (command.targets > 0) send_sum<kWhole>(command, header, first, sum);
+    if (command.targets > 0) send_sum<kWhole>(command, first, sum);
     if (command.has(kCopy)) store_output<kWhole>(command, anew(first), sum);
   }
 
-  template <bool kAsSent>
-  static DPCOMM_DEVICE void reduce_tiles(const Command& command, uint32_t header) {
-    const uint32_t elems = command.elems;
-    const uint32_t lane = lane_in_warp();
-    const uint32_t stride = warps_in_block() * kTile;
+  /// Calls body(std::bool_constant<whole>, first) for each tile of the warp; `first` is the lane's.
+  template <class Body>
+  static DPCOMM_DEVICE void for_tiles(const Command& command, Body body) {
     DPCOMM_NO_UNROLL
-    for (uint32_t tile = warp_in_block() * kTile; tile < elems; tile += stride) {
-      const uint32_t first = anew(tile + lane * kVec);
-      if (command.aligned && tile + kTile <= elems) {
-        reduce_tile<true, kAsSent>(command, header, first);
+    for (uint32_t tile = warp_in_block() * kTile; tile < command.elems;
+         tile += warps_in_block() * kTile) {
+      const uint32_t first = anew(tile + lane_in_warp() * kVec);
+      if (command.aligned && tile + kTile <= command.elems) {
+        body(std::true_type(), first);
       } else {
-        reduce_tile<false, kAsSent>(command, header, first);
+        body(std::false_type(), first);
       }
     }
   }
 
   static DPCOMM_DEVICE void reduce(const Command& command) {
-    const uint32_t elems = command.elems;
-    const uint32_t header = Wire::header_bytes(elems);
     if (Wire::kLossy && command.own_as_sent) {
-      reduce_tiles<Wire::kLossy>(command, header);
+      for_tiles(command, [&]<bool kWhole>(std::bool_constant<kWhole>, uint32_t first) {
+        reduce_tile<kWhole, Wire::kLossy>(command, first);
+      });
     } else {
-      reduce_tiles<false>(command, header);
+      for_tiles(command, [&]<bool kWhole>(std::bool_constant<kWhole>, uint32_t first) {
+        reduce_tile<kWhole, false>(command, first);
+      });
     }
     if constexpr (kBlocked) {  // the header's padding is zero
-      const uint32_t at = static_cast<uint32_t>(Wire::Places::blocks(elems)) + thread();
+      const uint32_t at = static_cast<uint32_t>(Wire::Places::blocks(command.elems)) + thread();
       DPCOMM_NO_UNROLL
-      for (int i = 0; at < header && i < command.targets; ++i) {
+      for (int i = 0; at < Wire::header_bytes(command.elems) && i < command.targets; ++i) {
         store_one(command.target[i] + at, uint8_t{0});
       }
     }
   }
 
   template <bool kWhole>
-  static DPCOMM_DEVICE void receive_tile(const Command& command, uint32_t header, uint32_t first) {
+  static DPCOMM_DEVICE void receive_tile(const Command& command, uint32_t first) {
     const uint32_t elems = command.elems;
+    const uint32_t header = Wire::header_bytes(elems);
     const char* slot = command.source[0];
     const uint32_t byte = load_byte(slot, first, elems);
     Vec16 encoded[kVectors];
@@ -444,26 +454,16 @@ struct Primitives {
   }
 
   static DPCOMM_DEVICE void receive(const Command& command) {
-    const uint32_t elems = command.elems;
-    const uint32_t header = Wire::header_bytes(elems);
+    const uint32_t header = command.targets > 0 ? Wire::header_bytes(command.elems) : 0;
     DPCOMM_NO_UNROLL
     for (uint32_t at = thread() * 16; at < header; at += threads() * 16) {
-      if (command.targets == 0) break;
       const Vec16 v = load16(command.source[0] + at);
       DPCOMM_NO_UNROLL
       for (int i = 0; i < command.targets; ++i) store16(command.target[i] + at, v);
     }
-    const uint32_t lane = lane_in_warp();
-    const uint32_t stride = warps_in_block() * kTile;
-    DPCOMM_NO_UNROLL
-    for (uint32_t tile = warp_in_block() * kTile; tile < elems; tile += stride) {
-      const uint32_t first = anew(tile + lane * kVec);
-      if (command.aligned && tile + kTile <= elems) {
-        receive_tile<true>(command, header, first);
-      } else {
-        receive_tile<false>(command, header, first);
-      }
-    }
+    for_tiles(command, [&]<bool kWhole>(std::bool_constant<kWhole>, uint32_t first) {
+      receive_tile<kWhole>(command, first);
+    });
   }
 };
 
