@@ -505,7 +505,7 @@ def sanitized() -> Path:
 )
 def test_races(sanitized: Path, kernel: str, races: bool) -> None:
     reported = 0
-    for seed in range(1, 9):  # a block that starts after the other one ended shows nothing
+    for seed in (1, 2, 3):
         done = subprocess.run(
             [*without_address_randomisation(), str(sanitized), kernel, str(seed), "2"],
             capture_output=True,
@@ -516,7 +516,7 @@ def test_races(sanitized: Path, kernel: str, races: bool) -> None:
         )
         assert done.returncode in (0, 66), done.stdout + done.stderr
         reported += "data race" in done.stderr
-    assert (reported > 0) == races
+    assert reported == (3 if races else 0)
 
 
 # --- refusals ------------------------------------------------------------------------------------
