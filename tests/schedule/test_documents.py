@@ -34,7 +34,9 @@ def test_the_table_of_algorithms_is_that_of_the_code() -> None:
     assert rows == wanted
 
 
-@pytest.mark.parametrize("page", [*PAGES.glob("*.md"), INVARIANTS], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [*PAGES.glob("*.md"), *INVARIANTS.parent.glob("*.md")], ids=lambda p: p.name
+)
 def test_links_and_pictures_are_there(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
@@ -51,3 +53,13 @@ def test_every_law_names_tests_that_exist() -> None:
             path = ROOT / "tests" / file
             assert path.exists(), file
             assert test in path.read_text(), f"{file}::{test}"
+
+
+def test_faults_that_the_page_on_cuda_names_are_planted() -> None:
+    page = (ROOT / "docs" / "cuda.md").read_text()
+    seen_by = "".join(re.findall(r"(?s)\*Seen by:\*.*?\n\n", page))
+    emulated = ROOT / "tests" / "emulated"
+    planted = "".join((emulated / f).read_text() for f in ("plants.py", "test_models.py"))
+    names = re.findall(r"`([a-z]+(?:_[a-z]+)+)`", seen_by)
+    assert len(names) > 10
+    assert [name for name in names if f'"{name}"' not in planted] == []
