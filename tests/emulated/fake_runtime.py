@@ -109,30 +109,46 @@ def link(name: str, objects: Sequence[Path], flags: Sequence[str], folder: str =
     return target
 
 
-def fake_cudart() -> Path:
+def fake_cudart(thread_sanitizer: bool = False) -> Path:
     """libcudart_emulated.so: the fake runtime with the scheduler of emulated kernels."""
     plain = [*FLAGS, "-O2", "-fPIC", *include(FAKE, SCHEDULER)]
-    api = [*plain, "-fvisibility=hidden", "-isystem", str(home() / "include")]
+    api = [*plain, *sanitized(thread_sanitizer), "-fvisibility=hidden"]
+    api += ["-isystem", str(home() / "include")]
+    # The scheduler itself is not instrumented: it switches stacks.
+    scheduler = [*plain, "-DDPCOMM_EMULATED_TSAN"] if thread_sanitizer else plain
     with locked("cuda"):
         objects = [compiled(path, api) for path in sorted(FAKE.glob("*.cc"))]
-        objects += [compiled(path, plain) for path in RUNTIME]
-        flags = ["-shared", "-Wl,-soname,libcudart_emulated.so", "-Wl,-z,defs", "-ldl", "-lpthread"]
-        return link("libcudart_emulated.so", objects, flags, folder="runtime")
+        objects += [compiled(path, scheduler) for path in RUNTIME]
+        flags = ["-shared", "-Wl,-soname,libcudart_emulated.so", "-ldl", "-lpthread"]
+        flags += sanitized(thread_sanitizer) or ["-Wl,-z,defs"]
+        folder = "runtime-thread" if thread_sanitizer else "runtime"
+        return link("libcudart_emulated.so", objects, flags, folder=folder)
+
+
+def sanitized(thread_sanitizer: bool) -> list[str]:
+    return ["-fsanitize=thread"] if thread_sanitizer else []
 
 
 def on_runtime(runtime: Path) -> list[str]:
     return [str(runtime), f"-Wl,-rpath,{runtime.parent}"]
 
 
-def kernel_library(name: str, sources: Sequence[Path | Unit], folders: Sequence[Path] = ()) -> Path:
+def kernel_library(
+    name: str,
+    sources: Sequence[Path | Unit],
+    folders: Sequence[Path] = (),
+    thread_sanitizer: bool = False,
+) -> Path:
     """A library of kernels as g++ compiles them, to be named by FAKE_CUDA_KERNELS."""
-    runtime = fake_cudart()
-    flags = [*FLAGS, "-fPIC", *include(*folders, FAKE, SCHEDULER, HERE, HERE / "driver", CSRC)]
+    runtime = fake_cudart(thread_sanitizer)
+    flags = [*FLAGS, "-fPIC", *sanitized(thread_sanitizer)]
+    flags += include(*folders, FAKE, SCHEDULER, HERE, HERE / "driver", CSRC)
     units = [item if isinstance(item, Unit) else Unit(item) for item in sources]
     with locked("cuda"), ThreadPoolExecutor(JOBS) as pool:
         objects = list(pool.map(lambda unit: compiled(unit.source, [*flags, *unit.flags]), units))
         # Bound to itself: nvcc's host stubs have the same symbols as the kernels.
-        return link(name, objects, ["-shared", "-Wl,-Bsymbolic", *on_runtime(runtime)])
+        finish = ["-shared", "-Wl,-Bsymbolic", *sanitized(thread_sanitizer)]
+        return link(name, objects, [*finish, *on_runtime(runtime)])
 
 
 def cuda_object(source: Path, folders: Sequence[Path] = ()) -> Path:
@@ -203,27 +219,50 @@ def registration(entries: Sequence[Entry]) -> str:
     return "\n".join([*lines, ""])
 
 
-def plugin() -> Path:
-    """libdpcomm_cuda.so as it is made for a device, but on the fake runtime."""
-    runtime = fake_cudart()
+def plugin_objects(thread_sanitizer: bool = False) -> list[Path]:
+    """What libdpcomm_cuda.so is linked from."""
     kernels = [cuda_object(path) for path in sorted((CSRC / "cuda").glob("*.cu"))]
     sources = [path for path in sorted((CSRC / "cuda").glob("*.cc")) if path.name != "loader.cc"]
     sources += [path for name in PLUGIN_FOLDERS for path in sorted((CSRC / name).glob("*.cc"))]
-    flags = [*FLAGS, "-fPIC", "-fvisibility=hidden", "-isystem", str(home() / "include")]
-    flags += include(CSRC)
+    flags = [*FLAGS, "-fPIC", "-fvisibility=hidden", *sanitized(thread_sanitizer)]
+    flags += ["-isystem", str(home() / "include"), *include(CSRC)]
     with locked("cuda"), ThreadPoolExecutor(JOBS) as pool:
-        objects = list(pool.map(lambda path: compiled(path, flags), sources))
+        return [*pool.map(lambda path: compiled(path, flags), sources), *kernels]
+
+
+def plugin() -> Path:
+    """libdpcomm_cuda.so as it is made for a device, but on the fake runtime."""
+    runtime = fake_cudart()
+    objects = plugin_objects()
+    with locked("cuda"):
         exports = ROOT / "cmake" / "exports_cuda.map"
         finish = ["-shared", f"-Wl,--version-script={exports}", "-Wl,--gc-sections", "-Wl,-z,defs"]
         finish += [*on_runtime(runtime), "-ldl", "-lpthread", "-lrt"]
-        return link("libdpcomm_cuda.so", [*objects, *kernels], finish)
+        return link("libdpcomm_cuda.so", objects, finish)
 
 
-def source_kernels() -> Path:
-    """The kernels of csrc/cuda as g++ compiles them, for FAKE_CUDA_KERNELS."""
+def engine_program(thread_sanitizer: bool = False) -> Path:
+    """The plugin's object files with a main() that calls the engine (programs/engine_test.cc)."""
+    runtime = fake_cudart(thread_sanitizer)
+    objects = plugin_objects(thread_sanitizer)
+    flags = [*FLAGS, "-fPIC", *sanitized(thread_sanitizer), *include(CSRC)]
+    flags += ["-isystem", str(home() / "include")]
+    with locked("cuda"):
+        main = compiled(FAKE / "programs" / "engine_test.cc", flags)
+        finish = [*sanitized(thread_sanitizer), *on_runtime(runtime), "-ldl", "-lpthread", "-lrt"]
+        return link("engine_test", [main, *objects], finish)
+
+
+def source_kernels(thread_sanitizer: bool = False) -> Path:
+    """The kernels of csrc/cuda as g++ compiles them, for FAKE_CUDA_KERNELS.
+
+    Under ThreadSanitizer, which takes long to compile, those of float32 alone.
+    """
     bridge = Unit(FAKE / "bridge" / "collective_kernels.cc")
+    parts = SOURCE_KERNELS[:2] if thread_sanitizer else SOURCE_KERNELS
     # The bridge last: it asks, when the library is loaded, for what the others have put on a list.
-    return kernel_library("libsource_kernels.so", [*SOURCE_KERNELS, Unit(PLAN[1]), bridge])
+    units = [*parts, Unit(PLAN[1]), bridge]
+    return kernel_library("libsource_kernels.so", units, thread_sanitizer=thread_sanitizer)
 
 
 def variables(kernels: Path | None = None) -> dict[str, str]:

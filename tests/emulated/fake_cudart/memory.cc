@@ -117,7 +117,8 @@ cudaError_t release(Lock& lock, void* start, MemoryKind kind, const char* name) 
   }
   const Allocation a = found->second;
   state().memory.erase(found);  // first: while this thread waits, nobody else may free it
-  for (size_t d = 0; d < state().devices.size(); ++d) wait_device(lock, static_cast<int>(d));
+  // As with CUDA, for all work of its own device; what other devices still do with it is a mistake.
+  wait_device(lock, kind == MemoryKind::kDevice ? a.device : current_device());
   if (kind == MemoryKind::kDevice) {
     check_canary(a);
     std::memset(a.start, kFreed, a.bytes);
