@@ -27,6 +27,7 @@ from variants import (
     PLAN,
     ROOT,
     RUNTIME,
+    SAMPLE,
     SOURCE_KERNELS,
     Unit,
     compiled,
@@ -253,16 +254,21 @@ def engine_program(thread_sanitizer: bool = False) -> Path:
         return link("engine_test", [main, *objects], finish)
 
 
-def source_kernels(thread_sanitizer: bool = False) -> Path:
-    """The kernels of csrc/cuda as g++ compiles them, for FAKE_CUDA_KERNELS.
+def source_kernels() -> Path:
+    """The kernels of csrc/cuda as g++ compiles them, for FAKE_CUDA_KERNELS."""
+    return collective_kernels("libsource_kernels.so", SOURCE_KERNELS)
 
-    Under ThreadSanitizer, which takes long to compile, those of float32 alone.
-    """
+
+def sample_kernels(thread_sanitizer: bool = False) -> Path:
+    """The emulator's own small kernel, which is compiled in a moment: for tests of the host."""
+    return collective_kernels("libsample_kernels.so", [SAMPLE], thread_sanitizer)
+
+
+def collective_kernels(name: str, units: Sequence[Unit], thread_sanitizer: bool = False) -> Path:
+    """What defines find_kernel() of driver/kernels.h, as a library for FAKE_CUDA_KERNELS."""
     bridge = Unit(FAKE / "bridge" / "collective_kernels.cc")
-    parts = SOURCE_KERNELS[:2] if thread_sanitizer else SOURCE_KERNELS
     # The bridge last: it asks, when the library is loaded, for what the others have put on a list.
-    units = [*parts, Unit(PLAN[1]), bridge]
-    return kernel_library("libsource_kernels.so", units, thread_sanitizer=thread_sanitizer)
+    return kernel_library(name, [*units, Unit(PLAN[1]), bridge], thread_sanitizer=thread_sanitizer)
 
 
 def variables(kernels: Path | None = None) -> dict[str, str]:

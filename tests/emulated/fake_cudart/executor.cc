@@ -2,6 +2,7 @@
 //
 // Other launches, in this process and in others, run at the same time and may be waited for: such a
 // wait is never a deadlock for the scheduler, only late. What ends it is FAKE_CUDA_DEADLINE.
+#include <algorithm>
 #include <exception>
 
 #include "emulator.h"
@@ -51,6 +52,9 @@ bool run_kernel(const EmulatedKernel& kernel, const LaunchShape& shape, uint64_t
     launch.blocks_x = shape.grid.x;
     launch.blocks_y = shape.grid.y;
     launch.threads = shape.block.x;
+    if (config().block_threads > 0) {
+      launch.threads = std::min<uint32_t>(launch.threads, config().block_threads);
+    }
     launch.device = shape.device;
     launch.body = [&] { kernel.thread(kernel.context, arguments.data()); };
     world.launch(std::move(launch));

@@ -36,6 +36,7 @@ struct Config {
   size_t memory_bytes = size_t{4} << 30;
   double deadline_s = 120;
   uint64_t seed = 1;         ///< of the scheduler; each launch draws its own from it; 0: in order
+  int block_threads = 0;     ///< blocks run with at most so many threads; 0: as launched
   long jitter_us = 0;        ///< work of a stream starts up to so much late
   bool check_memory = true;  ///< kernels may touch only memory that the runtime knows
   std::string kernels;       ///< libraries to load, separated by colons

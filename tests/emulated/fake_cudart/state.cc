@@ -48,6 +48,7 @@ Config read_config() {
   config.memory_bytes = static_cast<size_t>(number("FAKE_CUDA_MEMORY", 4L << 30));
   config.deadline_s = static_cast<double>(number("FAKE_CUDA_DEADLINE", 120));
   config.seed = static_cast<uint64_t>(number("FAKE_CUDA_SEED", 1));
+  config.block_threads = static_cast<int>(number("FAKE_CUDA_BLOCK_THREADS", 0));
   config.jitter_us = number("FAKE_CUDA_JITTER_US", 0);
   config.check_memory = number("FAKE_CUDA_CHECK", 1) != 0;
   config.kernels = variable("FAKE_CUDA_KERNELS", "");
