@@ -5,13 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) || defined(DPCOMM_EMULATED_UCONTEXT)
 #include <ucontext.h>
 #endif
 
 namespace dpcomm::emulated {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(DPCOMM_EMULATED_UCONTEXT)
 
 /// A stack pointer; the registers that a function has to keep lie on the stack.
 struct Context {
