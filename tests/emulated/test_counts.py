@@ -16,6 +16,8 @@ from emulate import BLOCKED, REDUCING, Case, Emulation, Operation, problems
 from dpcomm.oracle import wire as codecs
 from dpcomm.schedule.plans import Algorithm, PlanStep, Primitive, algorithms, find, plan
 
+pytestmark = pytest.mark.timeout(600)
+
 SLOT_ELEMS = 4096  # whole tiles of every wire format
 ROUNDS = 2
 CTAS = 2

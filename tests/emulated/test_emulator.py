@@ -13,6 +13,8 @@ import variants
 from emulate import Case, Emulation, Operation, Result, check, problems
 from pairs import covering_rows
 
+pytestmark = pytest.mark.timeout(600)
+
 ALL_REDUCE = ("ring", "two_shot", "double_tree", "one_shot")
 
 

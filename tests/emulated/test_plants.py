@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import plants
 import pytest
+import variants
 from ptx import kernels
 
 PATHS = [
@@ -16,7 +20,20 @@ PATHS = [
         marks=pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing() or "-"),
     ),
 ]
+pytestmark = pytest.mark.timeout(600)
 each_path = pytest.mark.parametrize("path", PATHS, ids=("source", "ptx"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built_ahead() -> Iterator[None]:
+    """Compiles what the next tests need while one runs."""
+    with ThreadPoolExecutor(variants.JOBS) as pool:
+        for plant in plants.PLANTS:
+            for path in (plants.SourcePath(), plants.PtxPath()):
+                if plant.finder != "lint" and (path.name == "source" or not kernels.missing()):
+                    pool.submit(path.emulation, plant, plant.finder == "threads")
+        yield
+        pool.shutdown(cancel_futures=True)
 
 
 @each_path

@@ -9,6 +9,8 @@ import pytest
 import rows
 from emulate import Case, Emulation, Operation, check
 
+pytestmark = pytest.mark.timeout(600)
+
 RANDOM_CASES = 60
 
 

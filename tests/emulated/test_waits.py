@@ -9,6 +9,8 @@ import re
 import pytest
 from emulate import Case, Emulation, Operation, check, differences, expected
 
+pytestmark = pytest.mark.timeout(600)
+
 WORLD = 3
 RING = Operation("all_reduce", "ring", wire="fp16", count=20_000, ctas=2)
 SLOTS = {"world": WORLD, "ctas": 2, "slots": 3, "slot_bytes": 1040}

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ FLAGS = (
 )
 COMPILE_TIMEOUT_S = 600
 JOBS = 2
+_running = threading.BoundedSemaphore(JOBS)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Variant:
     """What defines the kernels and find_kernel()."""
     thread_sanitizer: bool = False
     includes: tuple[Path, ...] = ()
-    """Looked at before the real ones: planted faults."""
+    """Looked at before the real ones, for the kernels: planted faults."""
 
 
 def compiler() -> str:
@@ -74,16 +76,19 @@ def compiler_version() -> str:
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
     """One process at a time."""
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    with (OUTPUT / f"{name}.lock").open("w") as lock:
+    folder = OUTPUT / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def run_compiler(command: Sequence[str]) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False
-    )
+    """At most JOBS at a time."""
+    with _running:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False
+        )
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
     return done.stdout
@@ -98,8 +103,13 @@ def digest(*parts: str | bytes) -> str:
 
 
 def compiled(source: Path, flags: Sequence[str], tool: str | None = None) -> Path:
-    """The object of one source, by the C++ compiler or by `tool`, which is nvcc."""
-    tool = tool or compiler()
+    """The object of one source, by the C++ compiler or by `tool`, which is nvcc. Sources do not
+    change while a process runs."""
+    return _compiled(source, tuple(flags), tool or compiler())
+
+
+@functools.cache
+def _compiled(source: Path, flags: tuple[str, ...], tool: str) -> Path:
     rule = run_compiler([tool, *flags, "-MM", str(source)])
     names = re.sub(r"\\\n", " ", rule).split(":", 1)[1].split()
     contents = [Path(name).read_bytes() for name in names]
@@ -107,19 +117,21 @@ def compiled(source: Path, flags: Sequence[str], tool: str | None = None) -> Pat
     kept = [flag for flag in flags if not flag.startswith("-I")]
     key = digest(tool, compiler_version(), " ".join(kept), *contents)
     target = OUTPUT / "objects" / f"{source.stem}-{key}.o"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(f".{os.getpid()}.{abs(hash(str(source)))}.tmp.o")
-        run_compiler([tool, *flags, "-c", str(source), "-o", str(partial)])
-        partial.rename(target)
+    with locked(target.stem):
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_suffix(".tmp.o")
+            run_compiler([tool, *flags, "-c", str(source), "-o", str(partial)])
+            partial.rename(target)
     return target
 
 
 def build(variant: Variant) -> Path:
     """The executable of a variant."""
-    includes = [f"-I{path}" for path in (*variant.includes, *INCLUDES)]
-    plain = [*FLAGS, *includes]
-    checked = [*plain, "-fsanitize=thread"] if variant.thread_sanitizer else plain
+    plain = [*FLAGS, *(f"-I{path}" for path in INCLUDES)]
+    checked = [*FLAGS, *(f"-I{path}" for path in (*variant.includes, *INCLUDES))]
+    if variant.thread_sanitizer:
+        checked.append("-fsanitize=thread")
     # The scheduler is not what is under test, and switches stacks.
     scheduler = [*plain, "-O2"]
     if variant.thread_sanitizer:
@@ -127,12 +139,13 @@ def build(variant: Variant) -> Path:
     work = [(source, scheduler) for source in RUNTIME]
     work += [(source, plain) for source in (*DRIVER, *PLAN)]
     work += [(unit.source, [*checked, *unit.flags]) for unit in variant.kernels]
-    with locked("build"), ThreadPoolExecutor(JOBS) as pool:
+    with ThreadPoolExecutor(JOBS) as pool:
         objects = list(pool.map(lambda item: compiled(*item), work))
-        key = digest(compiler_version(), *(path.name for path in objects))
-        executable = OUTPUT / f"emulate-{key}"
+    key = digest(compiler_version(), *(path.name for path in objects))
+    executable = OUTPUT / f"emulate-{key}"
+    with locked(executable.name):
         if not executable.exists():
-            partial = executable.with_suffix(f".{os.getpid()}.tmp")
+            partial = executable.with_suffix(".tmp")
             link = ["-fsanitize=thread"] if variant.thread_sanitizer else []
             run_compiler([compiler(), *link, *map(str, objects), "-o", str(partial)])
             partial.rename(executable)
