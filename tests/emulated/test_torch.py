@@ -92,6 +92,7 @@ def collectives(rank: int, world: int) -> None:
     check_layouts(rank, world)
     check_exact_bytes(rank, world)
     check_several(rank, world)
+    check_wires(rank, world)
     end()
 
 
@@ -205,6 +206,27 @@ def check_several(rank: int, world: int) -> None:
         tensor = values[rank][0].to(DEVICE)
         dist.all_reduce(tensor, group=others)
         assert torch.equal(tensor.cpu(), sum(values[r][0] for r in range(world - 1)))
+
+
+def check_wires(rank: int, world: int) -> None:
+    """A lossy wire rounds sums, alike on all ranks, and nothing else."""
+    values = torch.randn(world, 9001, generator=torch.Generator().manual_seed(5))
+    exact = values.double().sum(0)
+    magnitude = values.abs().sum(0).double()
+    native = values[rank].to(DEVICE)
+    dist.all_reduce(native)
+    for wire, bound in [("fp16", magnitude * 2**-9), ("bf16", magnitude * 2**-6)]:
+        tensor = values[rank].to(DEVICE)
+        with dpcomm.wire(wire):
+            dist.all_reduce(tensor)
+            kept = values[0].to(DEVICE)
+            dist.broadcast(kept, 0)
+        assert not torch.equal(tensor, native), wire
+        assert ((tensor.cpu().double() - exact).abs() <= bound).all(), wire
+        assert torch.equal(kept.cpu(), values[0]), wire
+        everyone = torch.empty(world, 9001, device=DEVICE)
+        dist.all_gather_into_tensor(everyone.view(-1), tensor)
+        assert torch.equal(everyone.cpu(), tensor.cpu().expand(world, 9001)), wire
 
 
 @pytest.mark.parametrize("world", [2, 3])
