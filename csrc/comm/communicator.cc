@@ -436,7 +436,10 @@ bool Communicator::complete(uint64_t ticket) const {
 }
 
 std::exception_ptr Communicator::failure() const {
-  const auto failure = impl_->transport->failure();
+  auto failure = impl_->transport->failure();
+  if (!failure && impl_->generation == fork_generation()) {
+    if (const auto device = impl_->open_device_side()) failure = device->failure();
+  }
   if (!failure) return nullptr;
   return std::make_exception_ptr(Error(failure->kind, failure->message));
 }

@@ -205,8 +205,19 @@ uint64_t DeviceSide::enqueue(const Operation& operation, const Choice& choice, v
   agreed.sequence = 0;  // a graph that is launched again has the numbers of its capture
   task.tag = fingerprint(agreed);
   if (log_enabled(LogLevel::kTrace)) log_line(LogLevel::kTrace, describe(record) + " on a device");
-  const uint64_t ticket = engine->launch(task, caller);
-  const bool in_graph = engine->progress(ticket) == Progress::kInGraph;
+  uint64_t ticket = 0;
+  bool in_graph = false;
+  try {
+    ticket = engine->launch(task, caller);
+    in_graph = engine->progress(ticket) == Progress::kInGraph;
+  } catch (const Error& error) {
+    // What the kernels do not support is refused on all ranks. Anything else goes wrong on this one
+    // alone, and the others would wait for it.
+    if (error.kind() == ErrorKind::kUsage) throw;
+    transport_->fail(Failure{error.kind(), error.what()});
+    engine->abort();
+    throw;
+  }
   last_ = record;
   const std::lock_guard lock(mutex_);
   record.finished = shown_.finished;
@@ -246,6 +257,20 @@ void DeviceSide::wait_for_end(std::chrono::milliseconds limit) {
   }
 }
 
+/// What is not complete will be aborted.
+void DeviceSide::note_unfinished() {
+  const std::lock_guard lock(mutex_);
+  if (flying_.empty()) return;
+  unfinished_ = Failure{ErrorKind::kPeer, str(describe(flying_.front().record),
+                                              ": the communicator was closed before it was "
+                                              "complete")};
+}
+
+std::optional<Failure> DeviceSide::failure() {
+  const std::lock_guard lock(mutex_);
+  return unfinished_;
+}
+
 void DeviceSide::stop_watching() {
   {
     const std::lock_guard lock(mutex_);
@@ -267,10 +292,13 @@ void DeviceSide::close() {
   try {
     if (!transport_->failed()) wait_for_end(kGrace);
     stop_watching();
+    note_unfinished();
     engine->abort();  // also what graphs may run
     wait_for_end(kLeave);
   } catch (const Error& error) {
     stop_watching();
+    note_unfinished();
+    engine->abort();
     log_line(LogLevel::kWarn, error.what());
   }
   {

@@ -45,6 +45,8 @@ class DeviceSide {
                    std::chrono::milliseconds limit);
   void join(uint64_t ticket, void* caller);
   bool complete(uint64_t ticket);
+  /// Once closed: what the operations that were not complete ended with.
+  std::optional<Failure> failure();
 
   /// Ends what is in flight. The staging stays until no peer can write to it any more: then the
   /// next communicator that opens or closes a device frees it. Idempotent.
@@ -70,6 +72,7 @@ class DeviceSide {
   void announce(const OpRecord& record);
   void wait_for_end(std::chrono::milliseconds limit);
   void stop_watching();
+  void note_unfinished();
 
   // The watchdog (device_watch.cc).
   void watch();
@@ -100,6 +103,7 @@ class DeviceSide {
   std::deque<Flying> flying_;
   OpRecord shown_;                            // the record that the other ranks see
   std::chrono::milliseconds graph_limit_{0};  // not 0: graphs have operations
+  std::optional<Failure> unfinished_;
   bool closing_ = false;
   bool stopping_ = false;
   std::thread thread_;

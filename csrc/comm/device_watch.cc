@@ -52,6 +52,10 @@ std::string deed_of(const Transport& transport, const Diagnosis& diagnosis, int 
 }  // namespace
 
 void DeviceSide::watch() {
+  try {
+    engine()->adopt_thread();
+  } catch (const Error&) {  // every other call will tell
+  }
   std::unique_lock lock(mutex_);
   while (!stopping_) {
     if (flying_.empty() && graph_limit_.count() == 0) {
@@ -95,6 +99,7 @@ void DeviceSide::advance() {
   Stage stage = Stage::kBehind;
   for (auto flying = first(); flying; flying = first()) {
     const Progress progress = engine->progress(flying->ticket);
+    if (progress == Progress::kComplete && !engine->aborted()) look_for_disagreement(*engine);
     const std::lock_guard lock(mutex_);
     if (flying_.empty() || flying_.front().ticket != flying->ticket) continue;  // another thread
     if (progress != Progress::kComplete) {

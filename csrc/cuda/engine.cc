@@ -92,8 +92,11 @@ class CudaEngine final : public DeviceEngine {
     connected_ = false;
     const DeviceGuard device(device_);
     const CaptureGuard capture;
+    if (parts_->tickets.captured_any()) check_cuda(cudaDeviceSynchronize(), "the end of graphs");
     parts_->peers.close();
   }
+
+  void adopt_thread() override { check_cuda(cudaSetDevice(device_), "CUDA device ", device_); }
 
   void* stream() const override { return stream_; }
   const StagingGeometry& geometry() const override { return layout_.geometry(); }
@@ -115,7 +118,9 @@ class CudaEngine final : public DeviceEngine {
     unsigned long long capture = 0;
     check_cuda(cudaStreamGetCaptureInfo(caller, &status, &capture), "the caller's stream");
     if (status == cudaStreamCaptureStatusActive) ticket.capture = capture;
+    bool launched = false;
     try {
+      ticket.done = parts_->tickets.event();
       if (caller != stream_) {
         ticket.ready = parts_->tickets.event();
         check_cuda(cudaEventRecord(ticket.ready, caller), "marking the caller's stream");
@@ -126,9 +131,10 @@ class CudaEngine final : public DeviceEngine {
       plan.args.input[0] = task.input;
       plan.args.output[0] = task.output;
       run(plan, task, bytes);
-      ticket.done = parts_->tickets.event();
+      launched = true;
       check_cuda(cudaEventRecord(ticket.done, stream_), "marking an operation's end");
     } catch (...) {
+      if (launched) parts_->tickets.lose();
       parts_->tickets.give_back(ticket.ready);
       parts_->tickets.give_back(ticket.done);
       throw;

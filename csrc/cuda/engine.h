@@ -64,7 +64,11 @@ class DeviceEngine {
   virtual DeviceHandle handle() const = 0;
   virtual void connect(const std::vector<DeviceHandle>& handles) = 0;
   /// Lets go of the peers' staging. No operation may be in flight, and none can be launched after.
+  /// If operations are part of graphs, waits until the device is idle: nobody knows what of them
+  /// is on its way.
   virtual void disconnect() = 0;
+  /// For a thread of the library's own: makes the engine's device its current one for good.
+  virtual void adopt_thread() = 0;
 
   /// The stream (cudaStream_t) that operations run on.
   virtual void* stream() const = 0;

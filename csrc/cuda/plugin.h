@@ -20,7 +20,7 @@ struct CudaPlugin {
 
 /// Differs between builds whose classes may differ. The number counts changes of engine.h.
 inline std::string plugin_build() {
-  return str("1, ", sizeof(OpRecord), ", ", sizeof(DeviceSetup), ", ", sizeof(DeviceTask), ", ",
+  return str("2, ", sizeof(OpRecord), ", ", sizeof(DeviceSetup), ", ", sizeof(DeviceTask), ", ",
              sizeof(KernelArgs), ", ", sizeof(WaitRecord), ", ", __VERSION__);
 }
 

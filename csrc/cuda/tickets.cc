@@ -54,14 +54,21 @@ void Tickets::add(const Ticket& ticket) {
     captured_.clear();
   }
   if (ticket.capture != 0) {
+    captured_any_ = true;
     captured_.push_back(ticket);
   } else {
     pending_.push_back(ticket);
   }
 }
 
+void Tickets::lose() {
+  const std::lock_guard lock(mutex_);
+  lost_ = true;
+}
+
 /// With the mutex: lets go of what is complete.
 void Tickets::retire() {
+  if (lost_) throw internal_error("an operation on the CUDA device cannot be seen any more");
   while (!pending_.empty() && is_over(pending_.front().done)) {
     recycle(pending_.front());
     pending_.pop_front();
@@ -99,6 +106,11 @@ void Tickets::join(uint64_t number, cudaStream_t caller) {
     check_cuda(cudaStreamWaitEvent(caller, ticket.done, 0), "waiting for an operation");
     return;
   }
+}
+
+bool Tickets::captured_any() {
+  const std::lock_guard lock(mutex_);
+  return captured_any_;
 }
 
 uint64_t Tickets::last() {

@@ -32,12 +32,16 @@ class Tickets {
   /// The next number; tickets are added in the order of their numbers.
   uint64_t next() { return last_ + 1; }
   void add(const Ticket& ticket);
+  /// The stream has an operation whose end cannot be seen: from now on nothing is known of any.
+  void lose();
 
-  /// Throws InternalError where the device has failed.
+  /// Throws InternalError where the device has failed, or an operation was lost.
   Progress progress(uint64_t number);
   /// Lets `caller` wait for the operation.
   void join(uint64_t number, cudaStream_t caller);
   uint64_t last();
+  /// True if an operation has ever become part of a graph.
+  bool captured_any();
 
  private:
   void retire();
@@ -48,6 +52,8 @@ class Tickets {
   std::deque<Ticket> pending_;    // not known to be complete, by number
   std::vector<Ticket> captured_;  // of the last capture; only it may wait for them
   uint64_t last_ = 0;
+  bool captured_any_ = false;
+  bool lost_ = false;
 };
 
 }  // namespace dpcomm

@@ -32,7 +32,7 @@ from dpcomm.oracle import wire as codecs
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 LIMIT_S = 60.0
-runtime = Runtime()
+runtime = Runtime(RANK if "DEVICE_FOR_EACH_RANK" in os.environ else 0)
 _HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _kept: list[Any] = []
 
@@ -331,6 +331,27 @@ def disagree(mine: list[dict[str, Any]]) -> str:
     return "nothing"
 
 
+def disagree_at_once(rounds: int) -> list[str]:
+    """Kernels that find out that ranks disagree end at once; so does the wait for them."""
+    texts = []
+    for number in range(rounds):
+        comm = connect(name=f"round-{number}")
+        array = wrap(Tensor(64, np.float32), "float32", "dlpack")
+        comm.all_reduce(array, algorithm="two_shot")  # connects the devices
+        comm.synchronize()
+        try:
+            work = comm.all_reduce(
+                array, ("sum", "max")[RANK % 2], algorithm="two_shot", async_op=True
+            )
+            while not work.done():
+                pass
+            work.synchronize()
+            texts.append("nothing")
+        except Exception as error:
+            texts.append(f"{type(error).__name__}: {error}")
+    return texts
+
+
 def place_differs() -> str:
     """Rank 0 has its array on the CPU, the others on a device."""
     comm = connect(timeout=10)
@@ -360,7 +381,7 @@ def dies() -> str:
     return "nothing"
 
 
-def leaves(how: str) -> str:
+def leaves(how: str, absence: float) -> str:
     """An operation that waits for an absent rank is ended by close() or abort()."""
     comm = connect(timeout=LIMIT_S)
     tensor = Tensor(5000, np.float32)
@@ -368,7 +389,7 @@ def leaves(how: str) -> str:
     comm.all_reduce(array)
     comm.synchronize()
     if RANK == WORLD - 1:
-        time.sleep(1.0)
+        time.sleep(absence)
         comm.close()
         return "left"
     work = comm.all_reduce(array, async_op=True)
@@ -385,6 +406,51 @@ def leaves(how: str) -> str:
     assert work.done()
     tensor.get()  # the device works
     return text
+
+
+def fails_to_launch() -> str:
+    """A call of CUDA fails on rank 0, with the kernel already on its way."""
+    comm = connect()
+    array = wrap(Tensor(5000, np.float32), "float32", "dlpack")
+    try:
+        for _ in range(3):
+            comm.all_reduce(array)
+        comm.synchronize()
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+    else:
+        text = "nothing"
+    comm.close()
+    return text
+
+
+def graph_outlives(rounds: int) -> str:
+    """A graph is on its way while its communicator is closed."""
+    stream = runtime.stream()
+    for number in range(rounds):
+        comm = connect(name=f"graph-{number}")
+        array = wrap(Tensor(20000, np.float32), "float32", "dlpack")
+        comm.all_reduce(array, stream=stream)
+        runtime.synchronize(stream)
+        runtime.begin_capture(stream)
+        comm.all_reduce(array, stream=stream)
+        graph = runtime.end_capture(stream)
+        opened = gate(stream)
+        runtime.launch_graph(graph, stream)
+        threading.Timer(0.5, opened.set).start()
+        comm.close()
+    runtime.synchronize()
+    return "closed"
+
+
+def stays_on_its_device() -> None:
+    """Nothing of a rank whose device is not the first one touches the first one."""
+    with connect() as comm:
+        array = wrap(Tensor(1000, np.float32), "float32", "dlpack")
+        for _ in range(3):
+            comm.all_reduce(array)
+            time.sleep(0.1)  # the watchdog looks
+        comm.synchronize()
 
 
 def devices() -> list[Any]:

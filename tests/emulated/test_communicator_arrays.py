@@ -39,9 +39,17 @@ class Ranks:
         self._environment, self._folder, self._runs = environment, folder, 0
 
     def __call__(
-        self, scenario: str, world: int, variables: dict[str, str] | None = None, **arguments: Any
+        self,
+        scenario: str,
+        world: int,
+        variables: dict[str, str] | None = None,
+        on_rank: int | None = None,
+        **arguments: Any,
     ) -> list[Any]:
-        """What each rank returned, None for one that died; raises the first rank's error."""
+        """What each rank returned, None for one that died; raises the first rank's error.
+
+        `variables` are for all ranks, or for one.
+        """
         self._runs += 1
         folder = self._folder / str(self._runs)
         (folder / "store").mkdir(parents=True)
@@ -50,7 +58,7 @@ class Ranks:
         for rank in range(world):
             environment = {
                 **self._environment,
-                **(variables or {}),
+                **(variables or {} if on_rank in (None, rank) else {}),
                 "PYTHONPATH": home,
                 "RANK": str(rank),
                 "WORLD_SIZE": str(world),
@@ -252,8 +260,10 @@ def test_an_absent_rank_is_named(ranks: Ranks, async_op: bool) -> None:
         ({"dtype": "float32"}, {"dtype": "int32"}, ("float32", "int32")),
         ({"op": "sum"}, {"op": "max"}, ("sum", "max")),
         ({}, {"collective": "broadcast"}, ("all_reduce", "broadcast")),
+        ({"count": 100_000}, {"count": 100_001}, ("100000", "100001")),  # not by packets
+        ({"count": 90_000, "op": "min"}, {"count": 90_000, "op": "max"}, ("min", "max")),
     ],
-    ids=["count", "dtype", "op", "collective"],
+    ids=["count", "dtype", "op", "collective", "count of many", "op of many"],
 )
 def test_different_operations(
     ranks: Ranks, first: dict[str, Any], second: dict[str, Any], words: tuple[str, str]
@@ -265,6 +275,12 @@ def test_different_operations(
         for word in words:
             assert word in result
     assert results[0] == results[1]
+
+
+def test_no_wait_is_quicker_than_the_news_that_ranks_disagree(ranks: Ranks) -> None:
+    for result in ranks("disagree_at_once", 2, rounds=6):
+        for text in result:
+            assert text.startswith("UsageError: ranks disagree: "), result
 
 
 def test_different_places(ranks: Ranks) -> None:
@@ -281,7 +297,32 @@ def test_a_rank_that_dies_is_named(ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "abort"])
-def test_waits_end(ranks: Ranks, how: str) -> None:
-    first, second = ranks("leaves", 2, how=how)
+@pytest.mark.parametrize("absence", [1.0, 5.0])
+def test_waits_end(ranks: Ranks, how: str, absence: float) -> None:
+    first, second = ranks("leaves", 2, how=how, absence=absence)
     assert first.startswith("PeerError: "), first
     assert second == "left"
+
+
+@pytest.mark.parametrize("call", ["cudaEventRecord:6:4", "cudaStreamWaitEvent:5:4"])
+def test_a_launch_that_fails_on_one_rank_ends_all(ranks: Ranks, call: str) -> None:
+    first, second = ranks("fails_to_launch", 2, {"FAKE_CUDA_FAIL": call}, on_rank=0)
+    assert first.startswith("InternalError: "), first
+    assert second == first
+
+
+def test_a_graph_that_is_on_its_way_when_its_communicator_is_closed(
+    ranks: Ranks, tmp_path: Path
+) -> None:
+    report = tmp_path / "report"
+    assert ranks("graph_outlives", 2, {"FAKE_CUDA_REPORT": str(report)}, rounds=3) == ["closed"] * 2
+    for line in report.read_text().splitlines():
+        assert json.loads(line)["misuse"] == []
+
+
+def test_no_rank_touches_a_device_that_is_not_its_own(ranks: Ranks, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    variables = {"FAKE_CUDA_REPORT": str(report), "DEVICE_FOR_EACH_RANK": "1"}
+    ranks("stays_on_its_device", 3, variables)
+    lines = [json.loads(line) for line in report.read_text().splitlines()]
+    assert sorted(line["initialised"] for line in lines) == [[0], [1], [2]]

@@ -92,6 +92,7 @@ struct Device {
   cudaStream_t legacy = nullptr;
   cudaError_t broken = cudaSuccess;  ///< a kernel failed: sticky
   size_t allocated_bytes = 0;
+  bool initialised = false;  ///< some thread has made it current, which takes memory on a device
   std::vector<char> peers;        ///< peer access enabled
   std::vector<Ticket> abandoned;  ///< the last work of destroyed streams
 };

@@ -117,9 +117,16 @@ std::string report_text() {
   text += ", \"events\": " + std::to_string(s.events.size());
   text += ", \"graphs\": " + std::to_string(s.graphs.size());
   text += ", \"executables\": " + std::to_string(s.executables.size());
-  text += ", \"memory\": [";
-  const char* kinds[] = {"device", "peer", "host", "registered"};
+  text += ", \"initialised\": [";
   const char* comma = "";
+  for (size_t i = 0; i < s.devices.size(); ++i) {
+    if (!s.devices[i].initialised) continue;
+    text += comma + std::to_string(i);
+    comma = ", ";
+  }
+  text += "], \"memory\": [";
+  const char* kinds[] = {"device", "peer", "host", "registered"};
+  comma = "";
   for (const auto& [start, allocation] : s.memory) {
     text += std::string(comma) + "{\"kind\": \"" + kinds[static_cast<int>(allocation.kind)] +
             "\", \"device\": " + std::to_string(allocation.device) +
@@ -242,6 +249,7 @@ cudaError_t cudaSetDevice(int device) {
     if (state().devices.empty()) return cudaErrorNoDevice;
     if (!valid_device(device)) return cudaErrorInvalidDevice;
     device_of_thread = device;
+    state().devices[device].initialised = true;
     return state().devices[device].broken;
   });
 }
