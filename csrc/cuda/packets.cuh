@@ -325,6 +325,8 @@ class PacketKernel {
 
 /// The kernel: blocks of a multiple of 32 threads, at most kPacketThreads; one block for each CTA.
 /// An operation has at least one element.
+/// Cost: one way over the link; (world - 1) slices of the part leave this rank, 16 bytes for 12; the
+/// input is read once and the output written once.
 template <class Wire>
 DPCOMM_DEVICE void run_packets(const KernelArgs& args) {
   DPCOMM_SHARED(PacketBlock, block);

@@ -144,16 +144,20 @@ DPCOMM_DEVICE float float_of_fp16_bits(uint16_t half) {
 template <int lanes>
 DPCOMM_DEVICE uint32_t max_over(uint32_t value) {
 #if __CUDA_ARCH__ >= 800
-  if constexpr (lanes == 32) {
-    return __reduce_max_sync(0xffffffffu, value);
-  }
+  constexpr bool kReduces = lanes == 32;
+#else
+  constexpr bool kReduces = false;
 #endif
+  if constexpr (kReduces) {
+    return __reduce_max_sync(0xffffffffu, value);
+  } else {
 #pragma unroll
-  for (int distance = lanes / 2; distance > 0; distance /= 2) {
-    const uint32_t other = __shfl_xor_sync(0xffffffffu, value, distance);
-    value = other > value ? other : value;
+    for (int distance = lanes / 2; distance > 0; distance /= 2) {
+      const uint32_t other = __shfl_xor_sync(0xffffffffu, value, distance);
+      value = other > value ? other : value;
+    }
+    return value;
   }
-  return value;
 }
 /// True on all lanes of a warp if it is true on any.
 DPCOMM_DEVICE bool any_in_warp(bool value) { return __any_sync(0xffffffffu, value) != 0; }
