@@ -144,13 +144,11 @@ DPCOMM_DEVICE float float_of_fp16_bits(uint16_t half) {
 template <int lanes>
 DPCOMM_DEVICE uint32_t max_over(uint32_t value) {
 #if __CUDA_ARCH__ >= 800
-  constexpr bool kReduces = lanes == 32;
-#else
-  constexpr bool kReduces = false;
-#endif
-  if constexpr (kReduces) {
+  if constexpr (lanes == 32) {
     return __reduce_max_sync(0xffffffffu, value);
-  } else {
+  } else
+#endif
+  {
 #pragma unroll
     for (int distance = lanes / 2; distance > 0; distance /= 2) {
       const uint32_t other = __shfl_xor_sync(0xffffffffu, value, distance);
