@@ -493,6 +493,7 @@ def test_refusals(device_env: dict[str, str]) -> None:
 
 def missing_peer(rank: int, world: int) -> str:
     begin(timeout_s=3)
+    check_disagreement(rank)
     tensor = torch.ones(400, device=DEVICE)
     dist.all_reduce(tensor)
     if rank == 1:
@@ -513,6 +514,14 @@ def missing_peer(rank: int, world: int) -> str:
     tensor.cpu()  # the stream is free again
     store().set("seen", "")
     return str(caught.value)
+
+
+def check_disagreement(rank: int) -> None:
+    """Ranks that call different operations are told so; other groups go on."""
+    others = dist.new_group([0, 1], backend="cpu:dpcomm,standin:dpcomm")
+    work = dist.all_reduce(torch.ones(400 + rank, device=DEVICE), group=others, async_op=True)
+    with pytest.raises(dpcomm.UsageError, match=r"400.*401|401.*400"):
+        work.wait(timedelta(seconds=DEADLINE_S))
 
 
 def test_a_missing_peer_is_named(device_env: dict[str, str]) -> None:
