@@ -141,7 +141,7 @@ class PacketKernel {
     return (Wire::slice_bytes(elems) + kPacketDataBytes - 1) / kPacketDataBytes;
   }
 
-  /// Packet 0 from rank `source`, in the buffer of rank `owner`.
+  /// Packet 0 from rank `source`, in the buffer of rank `owner`: its greeting.
   DPCOMM_DEVICE char* greeting_at(int owner, int source) const {
     const uint64_t buffer = uint64_t{block_.epoch % 2} * block_.rank.world + source;
     return block_.buffers[owner] + buffer * block_.rank.packet_capacity * sizeof(Vec16);
@@ -178,10 +178,8 @@ class PacketKernel {
 
   /// The first of these from rank `source`, in the buffer of rank `owner`.
   DPCOMM_DEVICE char* packets_at(int owner, int source, uint32_t tile) const {
-    const uint64_t buffer = uint64_t{block_.epoch % 2} * block_.rank.world + source;
     const uint64_t packet = block_.first_packet + tile / kTile * uint64_t{kPackets};
-    const uint64_t place = buffer * block_.rank.packet_capacity + packet;
-    return block_.buffers[owner] + place * sizeof(Vec16);
+    return greeting_at(owner, source) + packet * sizeof(Vec16);
   }
 
   template <bool kWhole>
@@ -325,8 +323,8 @@ class PacketKernel {
 
 /// The kernel: blocks of a multiple of 32 threads, at most kPacketThreads; one block for each CTA.
 /// An operation has at least one element.
-/// Cost: one way over the link; (world - 1) slices of the part leave this rank, 16 bytes for 12; the
-/// input is read once and the output written once.
+/// Cost: one way over the link; (world - 1) slices of the part leave this rank, 16 bytes for 12;
+/// the input is read once and the output written once.
 template <class Wire>
 DPCOMM_DEVICE void run_packets(const KernelArgs& args) {
   DPCOMM_SHARED(PacketBlock, block);
