@@ -11,6 +11,7 @@
 #include "bind/core_signals.h"
 #include "bind/core_work.h"
 #include "comm/communicator.h"
+#include "cuda/engine.h"
 #include "transport/transport.h"
 
 namespace py = pybind11;
@@ -157,9 +158,13 @@ class PyCommunicator {
   py::object run_on_device(const Operation& operation, const ArrayPlace& place, Flight flight,
                            const Settings& settings) {
     void* const stream = reinterpret_cast<void*>(settings.stream);
-    const int device = place.device >= 0 ? place.device : device_;
+    const void* const memory = operation.input != nullptr ? operation.input : operation.output;
+    int device = place.device;
     {
       GilRelease release;
+      // __cuda_array_interface__ does not say where the memory is.
+      if (device < 0 && memory != nullptr) device = device_of(memory);
+      if (device < 0) device = device_;
       communicator().open_device(device, nullptr);
       flight.ticket = communicator().enqueue(operation, stream);
     }

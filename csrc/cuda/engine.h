@@ -116,6 +116,9 @@ class VirtualGroup {
 /// library, no driver or no device. Never throws.
 int device_count(std::string* why = nullptr);
 
+/// The ordinal of the device that the memory lies on; -1 where it is no device's, or nobody knows.
+int device_of(const void* memory);
+
 /// The CTAs per operation, at most `wanted`, that the device can hold at once with `ranks` ranks in
 /// a launch. Throws UsageError ("no CUDA device: ...") where there is no such device.
 int resident_ctas(int device, int ranks, int wanted);

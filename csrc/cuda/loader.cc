@@ -70,6 +70,10 @@ int device_count(std::string* why) {
   return 0;
 }
 
+int device_of(const void* memory) {
+  return loaded().plugin == nullptr ? -1 : loaded().plugin->device_of(memory);
+}
+
 int resident_ctas(int device, int ranks, int wanted) {
   return plugin().resident_ctas(device, ranks, wanted);
 }

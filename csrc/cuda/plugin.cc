@@ -51,6 +51,17 @@ int count_devices(std::string* why) {
   return 0;
 }
 
+int find_device(const void* memory) {
+  cudaPointerAttributes attributes{};
+  if (cudaPointerGetAttributes(&attributes, memory) != cudaSuccess) {
+    cudaGetLastError();
+    return -1;
+  }
+  const bool on_device =
+      attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+  return on_device ? attributes.device : -1;
+}
+
 int count_resident_ctas(int device, int ranks, int wanted) {
   require_device(device);
   const DeviceGuard guard(device);
@@ -90,7 +101,8 @@ void require_device(int device) {
 
 extern "C" __attribute__((visibility("default"))) const dpcomm::CudaPlugin* dpcomm_cuda_plugin() {
   using namespace dpcomm;
-  static const CudaPlugin* const plugin = new CudaPlugin{
-      plugin_build(), &count_devices, &count_resident_ctas, &make_cuda_engine, &make_cuda_group};
+  static const CudaPlugin* const plugin =
+      new CudaPlugin{plugin_build(),       &count_devices,    &find_device,
+                     &count_resident_ctas, &make_cuda_engine, &make_cuda_group};
   return plugin;
 }

@@ -13,6 +13,7 @@ namespace dpcomm {
 struct CudaPlugin {
   std::string build;
   int (*device_count)(std::string* why);
+  int (*device_of)(const void* memory);
   int (*resident_ctas)(int device, int ranks, int wanted);
   std::unique_ptr<DeviceEngine> (*make_device_engine)(const DeviceSetup& setup);
   std::unique_ptr<VirtualGroup> (*make_virtual_group)(const DeviceSetup& setup);
@@ -20,7 +21,7 @@ struct CudaPlugin {
 
 /// Differs between builds whose classes may differ. The number counts changes of engine.h.
 inline std::string plugin_build() {
-  return str("2, ", sizeof(OpRecord), ", ", sizeof(DeviceSetup), ", ", sizeof(DeviceTask), ", ",
+  return str("3, ", sizeof(OpRecord), ", ", sizeof(DeviceSetup), ", ", sizeof(DeviceTask), ", ",
              sizeof(KernelArgs), ", ", sizeof(WaitRecord), ", ", __VERSION__);
 }
 

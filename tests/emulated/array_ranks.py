@@ -460,7 +460,9 @@ def devices() -> list[Any]:
         tensor = Tensor(1000, np.float32)
         tensor.put(np.full(1000, RANK + 1, np.float32))
         runtime.call("cudaSetDevice", 0)  # the caller's current device does not matter
-        array = DLPackArray(tensor.address, (1000,), device=(2, RANK))
+        array: Any = DLPackArray(tensor.address, (1000,), device=(2, RANK))
+        if RANK == 1:
+            array = InterfaceArray(tensor.address, (1000,))  # does not say where it lies
         comm.all_reduce(array)
         comm.synchronize()
         result = tensor.get()
