@@ -313,10 +313,8 @@ def row(function: Function, architecture: int, usage: dict[str, int]) -> Row:
 def problems(row: Row) -> list[str]:
     """What breaks the limits, as text."""
     found = []
-    threads = PACKET_THREADS if row.is_packets else COLLECTIVE_THREADS
-    most = MAX_REGISTERS * COLLECTIVE_THREADS // threads
-    if row.registers > most:
-        found.append(f"{row.registers} registers, {most} allowed")
+    if row.registers > MAX_REGISTERS:
+        found.append(f"{row.registers} registers, {MAX_REGISTERS} allowed")
     if row.stack or row.local or row.spills:
         found.append(f"local memory: stack {row.stack}, local {row.local}, {row.spills} accesses")
     if row.narrow:
@@ -330,7 +328,7 @@ def problems(row: Row) -> list[str]:
     if row.weak_scope:
         found.append(f"{row.weak_scope} strong accesses or fences of less than system scope")
     if row.blocks < 2:
-        found.append(f"{row.blocks} blocks of {threads} threads on an SM, two wanted")
+        found.append(f"{row.blocks} resident blocks on an SM, two wanted")
     return [f"{row.kernel} sm_{row.architecture}: {text}" for text in found]
 
 
