@@ -82,8 +82,7 @@ class CudaEngine final : public DeviceEngine {
     const DeviceGuard device(device_);
     const CaptureGuard capture;
     const RankState state = parts_->memory.connect(layout_, parts_->peers.open(handles));
-    check_cuda(cudaMemcpy(parts_->state.get(), &state, sizeof(state), cudaMemcpyHostToDevice),
-               "writing the state of rank ", rank_);
+    copy_to_device(parts_->state.get(), &state, sizeof(state), "writing the state of a rank");
     connected_ = true;
   }
 

@@ -28,16 +28,38 @@ struct Tables {
   }
 };
 
+/// For what is done at the start, on the current device.
+class OwnStream {
+ public:
+  explicit OwnStream(const char* what) {
+    check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), what, ": a stream");
+  }
+  ~OwnStream() { cudaStreamDestroy(stream_); }
+  OwnStream(const OwnStream&) = delete;
+  OwnStream& operator=(const OwnStream&) = delete;
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
 uint32_t load_word(const uint32_t& word) {
   return std::atomic_ref<uint32_t>(const_cast<uint32_t&>(word)).load();
 }
 
 }  // namespace
 
+void copy_to_device(void* target, const void* source, size_t bytes, const char* what) {
+  const OwnStream stream(what);
+  check_cuda(cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, stream), what);
+  check_cuda(cudaStreamSynchronize(stream), what);
+}
+
 DeviceMemory::DeviceMemory(size_t bytes, const char* what) {
+  const OwnStream stream(what);
   check_cuda(cudaMalloc(&memory_, bytes), what, " of ", bytes, " bytes on the CUDA device");
-  cudaError_t error = cudaMemset(memory_, 0, bytes);
-  if (error == cudaSuccess) error = cudaStreamSynchronize(nullptr);
+  cudaError_t error = cudaMemsetAsync(memory_, 0, bytes, stream);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
   if (error == cudaSuccess) return;
   cudaFree(memory_);
   check_cuda(error, what, ": writing zeros");
@@ -94,8 +116,7 @@ RankState RankMemory::connect(const StagingLayout& layout, const std::vector<cha
     char* const packets = bases[rank] + layout.packets_at();
     std::memcpy(bytes.data() + at.packets + rank * sizeof(char*), &packets, sizeof(char*));
   }
-  check_cuda(cudaMemcpy(tables_.get(), bytes.data(), bytes.size(), cudaMemcpyHostToDevice),
-             "writing tables of channels");
+  copy_to_device(tables_.get(), bytes.data(), bytes.size(), "writing tables of channels");
   RankState state{};
   state.rank = rank_;
   state.world = geometry.world;

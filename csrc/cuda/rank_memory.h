@@ -12,6 +12,11 @@
 
 namespace dpcomm {
 
+/// Copies to memory of the current device; complete on return. Neither this nor DeviceMemory
+/// touches the default stream, which would wait for the caller's streams, or spoil what they
+/// capture.
+void copy_to_device(void* target, const void* source, size_t bytes, const char* what);
+
 /// Zeroed memory of the device that is current at the start.
 class DeviceMemory {
  public:

@@ -23,9 +23,8 @@ class CudaGroup final : public VirtualGroup {
     }
     std::vector<RankState> states;
     for (const auto& rank : ranks_) states.push_back(rank->connect(layout_, bases));
-    check_cuda(cudaMemcpy(states_->get(), states.data(), world * sizeof(RankState),
-                          cudaMemcpyHostToDevice),
-               "writing states of ranks");
+    copy_to_device(states_->get(), states.data(), world * sizeof(RankState),
+                   "writing states of ranks");
   }
 
   ~CudaGroup() override {

@@ -424,6 +424,24 @@ def fails_to_launch() -> str:
     return text
 
 
+def first_in_a_graph(blocking: bool) -> Any:
+    """The first operation of all connects the devices while a stream is captured."""
+    stream = runtime.stream(0 if blocking else 1)
+    with connect(timeout=20) as comm:
+        tensor = Tensor(500, np.float32)
+        array = wrap(tensor, "float32", "dlpack")
+        tensor.put(np.full(500, RANK + 1, np.float32))
+        runtime.begin_capture(stream)
+        try:
+            comm.all_reduce(array, stream=stream)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        graph = runtime.end_capture(stream)
+        runtime.launch_graph(graph, stream)
+        runtime.synchronize(stream)
+        return tensor.get()
+
+
 def graph_outlives(rounds: int) -> str:
     """A graph is on its way while its communicator is closed."""
     stream = runtime.stream()
@@ -437,7 +455,7 @@ def graph_outlives(rounds: int) -> str:
         graph = runtime.end_capture(stream)
         opened = gate(stream)
         runtime.launch_graph(graph, stream)
-        threading.Timer(0.5, opened.set).start()
+        threading.Timer(2.0, opened.set).start()
         comm.close()
     runtime.synchronize()
     return "closed"

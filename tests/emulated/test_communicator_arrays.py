@@ -144,7 +144,7 @@ def check(ranks: Ranks, world: int, operations: list[dict[str, Any]], kind: str)
 COLLECTIVES = ("all_reduce", "reduce", "broadcast", "all_gather", "reduce_scatter")
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["dlpack", "interface"])
 def test_every_collective(ranks: Ranks, world: int, kind: str) -> None:
     operations = [
@@ -315,9 +315,16 @@ def test_a_graph_that_is_on_its_way_when_its_communicator_is_closed(
     ranks: Ranks, tmp_path: Path
 ) -> None:
     report = tmp_path / "report"
-    assert ranks("graph_outlives", 2, {"FAKE_CUDA_REPORT": str(report)}, rounds=3) == ["closed"] * 2
+    assert ranks("graph_outlives", 2, {"FAKE_CUDA_REPORT": str(report)}, rounds=2) == ["closed"] * 2
     for line in report.read_text().splitlines():
         assert json.loads(line)["misuse"] == []
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_the_first_operation_may_be_part_of_a_graph(ranks: Ranks, blocking: bool) -> None:
+    for result in ranks("first_in_a_graph", 2, blocking=blocking):
+        assert not isinstance(result, str), result
+        assert (result == 3).all()
 
 
 def test_no_rank_touches_a_device_that_is_not_its_own(ranks: Ranks, tmp_path: Path) -> None:
