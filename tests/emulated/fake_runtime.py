@@ -278,6 +278,8 @@ def variables(kernels: Path | None = None) -> dict[str, str]:
         "FAKE_CUDA_LIBRARY": str(fake_cudart()),
         "FAKE_CUDA_KERNELS": str(kernels or source_kernels()),
         "FAKE_CUDA_DEADLINE": "60",
+        # Blocks of full size take long, and are tested without a host (test_source.py).
+        "FAKE_CUDA_BLOCK_THREADS": "64",
     }
 
 
