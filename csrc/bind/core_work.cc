@@ -34,7 +34,7 @@ bool Shared::over(const Flight& flight) const noexcept {
 }
 
 void Shared::sweep() {
-  std::list<Flight> ended;      // released last: a buffer's owner may run any code
+  std::list<Flight> ended;     // released last: a buffer's owner may run any code
   uint64_t open = UINT64_MAX;  // a ticket that is not over; nor are those after it
   for (auto flight = flying.begin(); flight != flying.end();) {
     const auto next = std::next(flight);
