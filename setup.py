@@ -343,7 +343,8 @@ class BuildExtensions(build_ext):
             fail(
                 f"`{command[0]} {command[1]} ...` ended with {error.returncode}; its messages are"
                 " above. It needs a C++20 compiler (g++ 12 or newer) and Python's headers\n"
-                "(Debian, Ubuntu: apt-get install g++ python3-dev)."
+                "(Debian, Ubuntu: apt-get install g++ python3-dev). Where nvcc is what fails,\n"
+                "CUDAHOSTCXX names a compiler that it knows, and DPCOMM_CUDA=off does without it."
             )
 
     def get_outputs(self) -> list[str]:

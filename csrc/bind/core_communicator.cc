@@ -160,14 +160,13 @@ class PyCommunicator {
     void* const stream = reinterpret_cast<void*>(settings.stream);
     const void* const memory = operation.input != nullptr ? operation.input : operation.output;
     int device = place.device;
-    {
-      GilRelease release;
+    with_signals([&](const auto& interrupted) {
       // __cuda_array_interface__ does not say where the memory is.
       if (device < 0 && memory != nullptr) device = device_of(memory);
       if (device < 0) device = device_;
-      communicator().open_device(device, nullptr);
+      communicator().open_device(device, nullptr, interrupted);
       flight.ticket = communicator().enqueue(operation, stream);
-    }
+    });
     device_ = device;
     last_ticket_ = std::max(last_ticket_, flight.ticket);
     auto work = std::make_unique<PyWork>(shared_, std::move(flight), settings.stream);

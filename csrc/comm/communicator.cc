@@ -370,7 +370,7 @@ std::shared_ptr<DeviceSide> Communicator::Impl::open_device_side() {
   return device;
 }
 
-void Communicator::open_device(int device, void* stream) {
+void Communicator::open_device(int device, void* stream, const std::function<bool()>& interrupted) {
   Impl& impl = *impl_;
   const std::lock_guard opening(impl.opening);
   if (const auto open = impl.open_device_side()) {
@@ -386,6 +386,7 @@ void Communicator::open_device(int device, void* stream) {
     gather.input = own.data();
     gather.output = all.data();
     gather.count = own.size();
+    gather.interrupted = interrupted;
     run(gather);
     return all;
   };
@@ -431,6 +432,7 @@ void Communicator::join(uint64_t ticket, void* caller) {
 }
 
 bool Communicator::complete(uint64_t ticket) const {
+  if (impl_->generation != fork_generation()) return true;  // nobody is left to complete it
   const auto device = impl_->open_device_side();
   return device == nullptr || device->complete(ticket);
 }

@@ -97,8 +97,9 @@ class Communicator {
   /// Readies a device for operations. The first call is collective: staging is made and the ranks
   /// exchange handles; then operations run on `stream` (null: one of the library's own). Later
   /// calls for the same device return at once, and another device is a UsageError. Throws
-  /// UsageError ("no CUDA device: ...") where there is none.
-  void open_device(int device, void* stream);
+  /// UsageError ("no CUDA device: ...") where there is none, on all ranks. `interrupted` is as in
+  /// Operation.
+  void open_device(int device, void* stream, const std::function<bool()>& interrupted = {});
   /// Gives the operation, whose buffers are device memory, to the stream of the open device, behind
   /// all that `caller` has been given so far. Never blocks the host; an error that came meanwhile
   /// is thrown, as is a UsageError for what the device does not support. Barrier is for run() only.
@@ -106,7 +107,8 @@ class Communicator {
   uint64_t enqueue(const Operation& operation, void* caller);
   /// Lets `caller` wait, on the device, for the operation and all before it.
   void join(uint64_t ticket, void* caller);
-  /// True once the device is through with the operation, also after a failure.
+  /// True once the device is through with the operation, also after a failure. From then on
+  /// failure() tells if the ranks disagreed about it.
   bool complete(uint64_t ticket) const;
   /// The error that ended the communicator, as a wait for an operation would give it; null as long
   /// as there is none.

@@ -110,8 +110,9 @@ void DeviceSide::advance() {
       if (progress == Progress::kRunning) stage = Stage::kRunning;
       break;
     }
-    shown_.finished = flying->record.sequence;
     flying_.pop_front();
+    if (engine->aborted()) continue;  // left, not finished
+    shown_.finished = flying->record.sequence;
     if (flying_.empty()) shown_.finished = shown_.sequence;  // what came after is part of graphs
   }
   show(stage);
