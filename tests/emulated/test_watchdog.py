@@ -85,10 +85,10 @@ def scenario(rank: Rank, kind: str) -> str:
     if kind == "busy" and not first:
         place.runtime.sleep(place.stream, 8)
     if kind == "wire" and not first:
-        return error_of(place.reduce(comm, algorithm="two_shot", wire="fp16").synchronize)
+        return error_of(lambda: place.reduce(comm, algorithm="two_shot", wire="fp16").synchronize())
     if kind == "absent" and not first:
         time.sleep(8)
-    return error_of(place.reduce(comm, algorithm="two_shot").synchronize)
+    return error_of(lambda: place.reduce(comm, algorithm="two_shot").synchronize())
 
 
 OPERATION = r"all_reduce #\d+ \(5000 x float32, sum, \w+\)"
