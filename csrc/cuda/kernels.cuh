@@ -119,6 +119,9 @@ template <bool kReduces>
 DPCOMM_DEVICE void begin(Block& block, const KernelArgs& args) {
   load_struct(block.rank, args.ranks + block_y());
   const RankState& rank = block.rank;
+  // The operation before may have been left halfway: its counts were not kept. Host memory is far
+  // away: asked first, looked at last.
+  const uint32_t abort = load_word_relaxed(rank.abort);
   const Collective collective = static_cast<Collective>(args.collective);
   block.params.get() = ScheduleParams{rank.rank, rank.world, args.root, args.slices};
   int chunks = 1;
@@ -140,14 +143,13 @@ DPCOMM_DEVICE void begin(Block& block, const KernelArgs& args) {
   block.generating = false;
   block.step_number = 0;
   block.over = false;
-  // The operation before may have been left halfway: its counts were not kept.
-  block.aborted = load_word_relaxed(rank.abort) != 0;
-  if (block.aborted) block.rounds = 0;
   Command& command = block.command;
   const ReduceOp op = static_cast<ReduceOp>(args.op);
   command.op = combiner(op);
   command.premultiply = kReduces && op == ReduceOp::kPremulSum;
   command.factor = args.factor;
+  block.aborted = abort != 0;
+  if (block.aborted) block.rounds = 0;
 }
 
 /// All threads: takes over the tables of the channels.

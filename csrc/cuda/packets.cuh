@@ -69,6 +69,9 @@ class PacketKernel {
   DPCOMM_DEVICE void begin() {
     load_struct(block_.rank, args_.ranks + block_y());
     const RankState& rank = block_.rank;
+    // The operation before may have been left halfway: its epoch was not kept. Host memory is far
+    // away: asked first, looked at last.
+    const uint32_t abort = load_word_relaxed(rank.abort);
     block_.cta = block_x();
     block_.sequence = args_.sequence;
     const int cta = static_cast<int>(block_.cta);
@@ -90,8 +93,7 @@ class PacketKernel {
     const uint64_t used =
         reinterpret_cast<uint64_t>(command.own) | reinterpret_cast<uint64_t>(command.output);
     command.aligned = used % 16 == 0;
-    // The operation before may have been left halfway: its epoch was not kept.
-    block_.aborted = load_word_relaxed(rank.abort) != 0;
+    block_.aborted = abort != 0;
   }
 
   /// All threads, beside begin(): where the buffers are.
