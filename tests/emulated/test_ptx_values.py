@@ -28,6 +28,10 @@ BITS = {**{f"{k}{b}": b for k in "bus" for b in (8, 16, 32, 64)}, "f32": 32, "f6
 BITS |= {"f16": 16, "bf16": 16, "f16x2": 32, "bf16x2": 32}
 EDGE_FLOATS = [0.0, 1.0, 1.5, 2.5, 0.5, 3e-45, 1e-39, 1.1754943508222875e-38, 65504.0, 65520.0]
 EDGE_FLOATS += [2.0**-14, 2.0**-25, 2.0**31, 2.0**32, 2.0**63, 3.3e38, math.inf]
+# In the middle between two values of fp16 and of bf16, below an even one and above it.
+EDGE_FLOATS += [1 + odd * 2.0**-last for odd in (1, 3) for last in (11, 8)]
+EDGE_FLOATS += [odd * 2.0**-25 for odd in (3, 5)]
+MEETING = [0.0, -0.0, 1.0, math.inf, math.nan]  # all pairs of these occur
 
 
 @dataclass(frozen=True)
@@ -527,7 +531,9 @@ def random_bits(t: str, generator: random.Random) -> Number:
 def inputs_of(case: Case, generator: random.Random) -> list[np.ndarray[Any, Any]]:
     columns: list[list[Number]] = [[] for _ in case.inputs]
     products = list(itertools.product(*map(edges, case.inputs)))
-    rows = generator.sample(products, min(len(products), COUNT * 3 // 4))
+    rows = generator.sample(products, min(len(products), COUNT // 2))
+    if len(case.inputs) == 2 and set(case.inputs) <= {"f32", "f64"}:
+        rows += itertools.product(MEETING, MEETING)
     for row in rows:
         for column, value in zip(columns, row, strict=True):
             column.append(value)
