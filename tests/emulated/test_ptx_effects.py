@@ -332,7 +332,7 @@ HANDSHAKES = [
     handshake("no_acquire", "bar.sync 0; " + FENCE, "nanosleep.u32 32;", ""),
     handshake(
         "store_after_fence",
-        "bar.sync 0; " + FENCE + " st.global.u32 [%rd0], 4712;",
+        "bar.sync 0; " + FENCE + " @!%p1 st.global.u32 [%rd0], 4712;",
         "nanosleep.u32 32;",
         ACQUIRE,
     ),
