@@ -24,7 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 OUTPUT = ROOT / "build" / "emulated"
 INCLUDES = (ROOT / "csrc", HERE / "runtime", HERE / "driver")
-RUNTIME = (HERE / "runtime" / "emulator.cc", HERE / "runtime" / "memory.cc")
+RUNTIME = tuple(
+    HERE / "runtime" / f"{name}.cc"
+    for name in ("emulator", "scheduler", "report", "device", "memory", "context")
+)
 DRIVER = tuple(
     HERE / "driver" / f"{name}.cc" for name in ("main", "case", "ranks", "staging_names")
 )

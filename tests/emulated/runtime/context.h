@@ -18,29 +18,8 @@ struct Context {
   void* stack_pointer = nullptr;
 };
 
+/// In context.cc.
 extern "C" void dpcomm_emulated_switch(void** save, void* to);
-asm(R"(
-.text
-.globl dpcomm_emulated_switch
-.type dpcomm_emulated_switch, @function
-dpcomm_emulated_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size dpcomm_emulated_switch, . - dpcomm_emulated_switch
-)");
 
 inline void switch_context(Context& from, Context& to) {
   dpcomm_emulated_switch(&from.stack_pointer, to.stack_pointer);
