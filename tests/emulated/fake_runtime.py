@@ -154,8 +154,8 @@ def kernel_library(
 
 def cuda_object(source: Path, folders: Sequence[Path] = ()) -> Path:
     """An object file of nvcc's, as it would be made for a device; what is in it for the device is
-    not run, therefore it is PTX alone."""
-    flags = [*NVCC_FLAGS, "-ccbin", compiler(), *include(CSRC, *folders)]
+    not run, therefore it is PTX alone, and nvcc takes no trouble over it."""
+    flags = [*NVCC_FLAGS, "-Xcicc=-O0", "-ccbin", compiler(), *include(*folders, CSRC)]
     with locked("cuda"):
         return compiled(source, flags, str(home() / "bin" / "nvcc"))
 
@@ -170,7 +170,7 @@ def cuda_program(name: str, source: Path, folders: Sequence[Path] = ()) -> Path:
 
 def translated_kernels(name: str, source: Path, folders: Sequence[Path] = ()) -> Path:
     """A library of the kernels of a .cu file by way of nvcc's PTX, for FAKE_CUDA_KERNELS."""
-    flags = [*NVCC_FLAGS, "-ccbin", compiler(), *include(CSRC, *folders)]
+    flags = [*NVCC_FLAGS, "-ccbin", compiler(), *include(*folders, CSRC)]
     with locked("cuda"):
         state = compiled(source, flags, str(home() / "bin" / "nvcc")).stem
         folder = OUTPUT / "ptx" / state

@@ -17,12 +17,14 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
+import fake_runtime
 import numpy as np
 import pytest
 import rows
 from device_memory import Runtime
 from emulate import REDUCING, Array, Case, Operation, differences, expected
 from processes import Outcome, Rank, launch
+from ptx.kernels import list_of
 from stand_in_array import CUDA, DLPackArray
 
 from dpcomm import _core
@@ -341,6 +343,27 @@ def test_communicators_do_not_pile_up(environment: dict[str, str]) -> None:
         assert report["streams"] <= 2, outcome.report
         assert report["events"] <= 8, outcome.report
     used_well(outcomes)
+
+
+def test_kernels_by_way_of_ptx(environment: dict[str, str]) -> None:
+    """What nvcc made of host and device code, together: the kernels are those of its PTX."""
+    few = list_of(["collective_f32_native", "collective_f32_fp16"])
+    source = fake_runtime.CSRC / "cuda" / "kernels.cu"
+    translated = fake_runtime.translated_kernels("libptx_kernels.so", source, [few])
+    libraries = f"{environment['FAKE_CUDA_KERNELS']}:{translated}"  # the later one wins
+    operations = [
+        Operation(algorithm=algorithm, count=count, wire=wire)
+        for algorithm in ("ring", "two_shot", "double_tree", "one_shot")
+        for wire, count in (("native", 1001), ("fp16", 9000))
+    ] + [Operation("all_gather", "ring", count=700)]
+    inputs = inputs_of(2, operations, 6)
+    variables = environment | {"FAKE_CUDA_KERNELS": libraries}
+    outcomes = launch(run_all, 2, variables, (operations, inputs, {}))
+    hold(outcomes, operations, inputs)
+    for outcome in outcomes:
+        launched = json.loads(outcome.report)["launched"]
+        assert sum(launched.values()) == len(operations)
+        assert {name.split(":")[0] for name in launched} == {"libptx_kernels.so"}, launched
 
 
 # --- order ----------------------------------------------------------------------------------------

@@ -102,11 +102,20 @@ std::vector<char> gather(const EmulatedKernel& kernel, void** arguments) {
   return buffer;
 }
 
+/// The file that a kernel was registered from.
+std::string library_of(const EmulatedKernel& kernel) {
+  Dl_info info{};
+  if (dladdr(reinterpret_cast<const void*>(kernel.thread), &info) == 0) return "?";
+  const std::string path = info.dli_fname;
+  return path.substr(path.rfind('/') + 1);
+}
+
 void run_launch(const EmulatedKernel& kernel, const LaunchShape& shape,
                 const std::vector<char>& arguments) {
   std::string why;
   Lock lock(state().mutex);
   const uint64_t number = ++state().launches;
+  ++state().launched[library_of(kernel) + ": " + kernel.name];
   lock.unlock();
   if (run_kernel(kernel, shape, number, arguments, &why)) return;
   lock.lock();

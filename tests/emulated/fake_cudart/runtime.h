@@ -93,7 +93,7 @@ struct Device {
   cudaError_t broken = cudaSuccess;  ///< a kernel failed: sticky
   size_t allocated_bytes = 0;
   bool initialised = false;  ///< some thread has made it current, which takes memory on a device
-  std::vector<char> peers;        ///< peer access enabled
+  std::vector<char> peers;   ///< peer access enabled
   std::vector<Ticket> abandoned;  ///< the last work of destroyed streams
 };
 
@@ -116,7 +116,8 @@ struct State {
   std::unordered_map<const void*, HostFunction> functions;
   std::unordered_map<std::string, const EmulatedKernel*> kernels;
   std::map<std::string, uint64_t> calls;
-  std::vector<std::string> misuse;  ///< for the report
+  std::map<std::string, uint64_t> launched;  ///< "library: kernel"
+  std::vector<std::string> misuse;           ///< for the report
   uint64_t next_id = 1;
   uint64_t launches = 0;
   bool used = false;    ///< some call has initialised the runtime

@@ -145,6 +145,12 @@ std::string report_text() {
     text += std::string(comma) + "\"" + name + "\": " + std::to_string(count);
     comma = ", ";
   }
+  text += "}, \"launched\": {";
+  comma = "";
+  for (const auto& [name, count] : s.launched) {
+    text += std::string(comma) + "\"" + escaped(name) + "\": " + std::to_string(count);
+    comma = ", ";
+  }
   return text + "}}\n";
 }
 
