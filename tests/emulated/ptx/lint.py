@@ -10,7 +10,7 @@
   arithmetic  no fma (--fmad=false), no approximations, no flushing of subnormals, to nearest even
   meetings    barrier 0 of the whole block, warp functions of sync form
 
-`python -m ptx.lint [FILE ...]` in this folder's parent prints what it finds; with no file it makes
+`python tests/emulated/ptx/lint.py [FILE ...]` prints what it finds; with no file it makes
 the PTX of all kernels for all architectures.
 """
 
@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":  # the tests' helpers, and the package where it is not installed
+    sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+    sys.path.append(str(Path(__file__).resolve().parents[3]))
 
 from ptx.syntax import (
     BranchTargets,
