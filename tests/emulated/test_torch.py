@@ -47,10 +47,10 @@ def device_env() -> dict[str, str]:
     return {standin.VARIABLE: str(module), **fake_runtime.variables()}
 
 
-def begin(timeout_s: float = DEADLINE_S, device: str | None = None) -> Any:
+def begin(device: str | None = None) -> Any:
     """The stand-in's module, with a group that serves it and the CPU."""
     module = standin.load()
-    timeout = timedelta(seconds=timeout_s)
+    timeout = timedelta(seconds=DEADLINE_S)
     bound = None if device is None else torch.device(device)
     dist.init_process_group("cpu:dpcomm,standin:dpcomm", timeout=timeout, device_id=bound)
     torch.manual_seed(dist.get_rank())
@@ -492,10 +492,14 @@ def test_refusals(device_env: dict[str, str]) -> None:
 
 
 def missing_peer(rank: int, world: int) -> str:
-    begin(timeout_s=3)
+    begin()
     check_disagreement(rank)
     tensor = torch.ones(400, device=DEVICE)
     dist.all_reduce(tensor)
+    dist.barrier()
+    assert dist.group.WORLD is not None
+    backend = dist.group.WORLD._get_backend(torch.device(DEVICE))
+    backend._set_default_timeout(timedelta(seconds=2))
     if rank == 1:
         store().wait(["seen"])
         return ""
