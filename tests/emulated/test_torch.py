@@ -499,7 +499,7 @@ def missing_peer(rank: int, world: int) -> str:
     dist.barrier()
     assert dist.group.WORLD is not None
     backend = dist.group.WORLD._get_backend(torch.device(DEVICE))
-    backend._set_default_timeout(timedelta(seconds=2))
+    backend.set_timeout(timedelta(seconds=2))
     if rank == 1:
         store().wait(["seen"])
         return ""
