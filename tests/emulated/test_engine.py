@@ -29,6 +29,7 @@ from stand_in_array import CUDA, DLPackArray
 
 from dpcomm import _core
 from dpcomm.oracle import wire as codecs
+from dpcomm.schedule.plans import find
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -249,7 +250,9 @@ def draw_operations(world: int, seed: int) -> list[Operation]:
         while True:
             for name in ("wire", "dtype", "op", "in_place", "shifted", "values"):
                 row[name] = random.choice(rows.PARAMETERS[name])
-            if rows.allowed(row):
+            # On int8, algorithms of at most two roundings (csrc/comm/tuner.cc).
+            many = find(algorithm, collective).roundings(world) > 2
+            if rows.allowed(row) and not (row["wire"] == "int8" and many):
                 break
         off = {"no": (0, 0), "input": (1, 0), "output": (0, 1), "both": (1, 3)}[row["shifted"]]
         drawn.append(
