@@ -175,14 +175,14 @@ def planted(text: str, old: str, new: str) -> str:
     return text.replace(old, new)
 
 
-def search(text: str, folder: Path) -> Verdict:
+def search(text: str, folder: Path, limit_s: float = TIMEOUT_S) -> Verdict:
     """Searches all states. Takes some seconds, two files of a few hundred KiB in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.pml").write_text(text)
 
     def run(*command: str) -> str:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command, cwd=folder, capture_output=True, text=True, timeout=limit_s, check=False
         )
         output = done.stdout + done.stderr
         if done.returncode != 0 and command[0] != "./pan":
