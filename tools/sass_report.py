@@ -169,11 +169,13 @@ def successors(function: Function) -> list[list[int]]:
         if kind == "BSYNC":
             met = meeting.get(instruction.operands.split(",")[-1].strip())
             jump = after if met is None else [met]
-        elif kind in ("BRA", "JMP") and place is not None:
+        elif kind in ("BRA", "JMP", "CALL") and place is not None:
             jump = [place]
         conditional = instruction.guarded or ("," in instruction.operands and kind == "BRA")
         if kind in ("EXIT", "RET", "BRA", "JMP", "BSYNC", "KILL", "BRX", "JMX"):
             after = [*jump, *(after if conditional else [])]
+        elif kind == "CALL":  # may be a jump, too
+            after = [*jump, *after]
         result.append(sorted({place for place in after if place < end}))
     return result
 
@@ -219,6 +221,18 @@ def components(nodes: Iterable[int], edges: Sequence[Sequence[int]]) -> list[lis
                     if len(component) > 1 or node in edges[node]:
                         found.append(component)
     return found
+
+
+def unreached(function: Function) -> set[int]:
+    """Indexes of instructions that no edge leads to: subroutines of the compiler's."""
+    edges = successors(function)
+    left, pending = set(range(len(edges))), [0]
+    while pending:
+        index = pending.pop()
+        if index in left:
+            left.discard(index)
+            pending += edges[index]
+    return left
 
 
 def loops(function: Function) -> list[list[int]]:
@@ -285,6 +299,8 @@ def row(function: Function, architecture: int, usage: dict[str, int]) -> Row:
         stores += sum(1 for opcode in wide if opcode.startswith("ST"))
         scale_bytes += len(scales)
         narrow += others
+    lost = [function.instructions[i].opcode for i in unreached(function)]
+    narrow += [f"{opcode} (where from?)" for opcode in lost if is_data(opcode)]
     threads = PACKET_THREADS if function.name.startswith("packets") else COLLECTIVE_THREADS
     strong = [opcode for opcode in all_opcodes if is_strong(opcode)]
     fences = [opcode for opcode in all_opcodes if opcode.startswith("MEMBAR")]
