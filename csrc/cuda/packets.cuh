@@ -28,7 +28,7 @@ namespace dpcomm::gpu {
 
 /// What a warp keeps of slices: the own one and those of a batch of peers.
 struct alignas(16) PacketRoom {
-  static constexpr int kBatch = 4;
+  static constexpr int kBatch = kSharedIsScarce ? 2 : 4;
   static constexpr uint32_t kBytes = 1056;  // of the largest slice of a tile, in whole packets
   unsigned char own[kBytes];
   unsigned char source[kBatch][kBytes];
@@ -187,26 +187,27 @@ class PacketKernel {
   template <bool kWhole>
   DPCOMM_DEVICE bool run_tile(uint32_t tile) {
     const Command& command = block_.command;
-    const int own = block_.rank.rank;
     Acc sum[kVectors][kVec];
     encode_own<kWhole>(tile, sum);
     warp_sync();  // the own slice is whole
     push(tile);
     Bytes::start(command.op, sum);
     DPCOMM_NO_UNROLL
-    for (int part = 0; part < 2; ++part) {  // the ranks below, oneself, the ranks above
-      const int from = part == 0 ? 0 : own + 1;
-      const int to = part == 0 ? own : block_.rank.world;
-      DPCOMM_NO_UNROLL
-      for (int source = from; source < to; source += PacketRoom::kBatch) {
-        const int batch = to - source < PacketRoom::kBatch ? to - source : PacketRoom::kBatch;
-        if (any_in_warp(!pull(source, batch, anew(tile)))) return false;
+    for (int next = 0; next < block_.rank.world;) {  // by ascending rank
+      const int own = block_.rank.rank;
+      unsigned char* slice = room().own;
+      int slices = 1;
+      if (next != own) {
+        const int end = next < own ? own : block_.rank.world;
+        slices = end - next < PacketRoom::kBatch ? end - next : PacketRoom::kBatch;
+        slice = room().source[0];
+        if (any_in_warp(!pull(next, slices, anew(tile)))) return false;
         warp_sync();  // the slices are whole
-        DPCOMM_NO_UNROLL
-        for (int b = 0; b < batch; ++b) add(room().source[b], sum);
-        warp_sync();  // they are read
       }
-      if (part == 0) add(room().own, sum);
+      DPCOMM_NO_UNROLL
+      for (int b = 0; b < slices; ++b) add(slice + b * PacketRoom::kBytes, sum);
+      warp_sync();  // they are read
+      next += slices;
     }
     if (command.divisor != 0) Bytes::divide(sum, command.divisor);
     Bytes::template store_output<kWhole>(command, anew(tile + lane_in_warp() * kVec), sum);

@@ -23,6 +23,13 @@
 
 namespace dpcomm::gpu {
 
+/// A multiprocessor has 64 KiB of shared memory, so that a block should do with less than 32.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+inline constexpr bool kSharedIsScarce = true;
+#else
+inline constexpr bool kSharedIsScarce = false;
+#endif
+
 /// 16 bytes that are loaded and stored in one access.
 struct alignas(16) Vec16 {
   uint32_t w[4];
@@ -104,7 +111,15 @@ DPCOMM_DEVICE void* global(void* place) {
   __builtin_assume(__isGlobal(place));
   return place;
 }
-DPCOMM_DEVICE Vec16 load16(const void* place) { return *static_cast<const Vec16*>(global(place)); }
+/// Told to the assembler, because compilers make two loads of 8 bytes of one where that suits them.
+DPCOMM_DEVICE Vec16 load16(const void* place) {
+  Vec16 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
+               : "l"(place)
+               : "memory");
+  return v;
+}
 DPCOMM_DEVICE void store16(void* place, Vec16 v) { *static_cast<Vec16*>(global(place)) = v; }
 /// One element at any place that its type allows.
 template <class T>

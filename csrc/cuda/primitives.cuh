@@ -72,8 +72,9 @@ template <uint32_t kBytes>
 DPCOMM_DEVICE Vec16 load_part(const char* place, uint32_t n) {
   uint64_t low = 0;
   uint64_t high = 0;
+  const uint32_t bytes = anew(n * kBytes);
   DPCOMM_NO_UNROLL
-  for (uint32_t at = 0; at < n * kBytes; at += kBytes) {
+  for (uint32_t at = 0; at < bytes; at += kBytes) {
     const uint64_t word = load_one<typename Unsigned<kBytes>::type>(place + at);
     const uint64_t shifted = word << (8 * (at % 8));
     if (at < 8) {
@@ -90,8 +91,9 @@ DPCOMM_DEVICE void store_part(char* place, const Vec16& v, uint32_t n) {
   using Word = typename Unsigned<kBytes>::type;
   const uint64_t low = low_half(v);
   const uint64_t high = high_half(v);
+  const uint32_t bytes = anew(n * kBytes);
   DPCOMM_NO_UNROLL
-  for (uint32_t at = 0; at < n * kBytes; at += kBytes) {
+  for (uint32_t at = 0; at < bytes; at += kBytes) {
     store_one(place + at, static_cast<Word>((at < 8 ? low : high) >> (8 * (at % 8))));
   }
 }

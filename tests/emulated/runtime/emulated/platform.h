@@ -15,6 +15,8 @@
 
 namespace dpcomm::gpu {
 
+inline constexpr bool kSharedIsScarce = false;
+
 struct alignas(16) Vec16 {
   uint32_t w[4];
 };
