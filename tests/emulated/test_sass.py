@@ -49,8 +49,8 @@ extern "C" __global__ void __launch_bounds__(512, BLOCKS) collective_greedy(vola
 def compiled(folder: Path, architecture: int, text: str = ENTRY, **changed: str) -> list[Row]:
     """The row of one kernel; `changed` are texts of files below csrc."""
     (folder / "cuda").mkdir()
-    for name, text in changed.items():
-        (folder / name).write_text(text)
+    for name, content in changed.items():
+        (folder / name).write_text(content)
     source = folder / "one.cu"
     source.write_text(text)
     cubin = sass_report.compile_cubin(architecture, folder, source, (folder,))
@@ -98,9 +98,9 @@ class Plant:
 
 PLANTS = [
     Plant("scalar_loads_in_the_main_loops", "not 16 bytes", PLATFORM,
-          "return *static_cast<const Vec16*>(global(place));",
-          "const uint32_t* words = static_cast<const uint32_t*>(global(place));\n"
-          "  return Vec16{{words[0], words[1], words[2], words[3]}};"),
+          '"ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"',
+          '"ld.global.u32 %0, [%4]; ld.global.u32 %1, [%4+4];"\n'
+          '"ld.global.u32 %2, [%4+8]; ld.global.u32 %3, [%4+12];"'),
     Plant("fence_for_each_flag", "2 fences", KERNELS,
           "    store_flag_relaxed(block.credits[i].flag,",
           "    fence_system();\n    store_flag_relaxed(block.credits[i].flag,"),
