@@ -89,7 +89,11 @@ std::optional<Segment> Segment::create(const std::string& folder, size_t bytes, 
 
 Segment Segment::open(const std::string& path, size_t bytes) {
   Segment segment(::open(path.c_str(), O_RDWR | O_CLOEXEC));
-  if (segment.fd_ < 0) throw internal_error("cannot open ", path, ": ", strerror(errno));
+  if (segment.fd_ < 0) {
+    // The name goes as soon as all ranks have attached.
+    const char* hint = errno == ENOENT ? " (is the rank started twice, or rank 0 gone?)" : "";
+    throw internal_error("cannot open ", path, ": ", strerror(errno), hint);
+  }
   struct stat status;
   if (fstat(segment.fd_, &status) != 0 || static_cast<size_t>(status.st_size) != bytes) {
     throw internal_error(path, " is not a segment of ", bytes, " bytes");

@@ -150,7 +150,8 @@ def test_a_rank_that_is_started_twice(stage: Stage) -> None:
         outcomes = group.end()
         refused = [outcome for outcome in outcomes if outcome.error is not None]
         assert len(refused) in (1, 3), outcomes
-        expect_error(refused, "InternalError", "rank 1 cannot lock", "started twice?")
+        # Its place is taken, or the segment has lost its name by then.
+        expect_error(refused, "InternalError", "the rank started twice")
 
 
 def test_a_failure_right_after_the_start_is_no_failure_of_the_start(stage: Stage) -> None:
