@@ -142,15 +142,89 @@ PLANTS = [
 ]  # fmt: skip
 
 
-def packets(ranks: int, operations: int) -> str:
-    return f"#define RANKS {ranks}\n#define OPERATIONS {operations}\n{model.PACKETS}"
+@dataclass(frozen=True)
+class Packets:
+    """A model of packets; `shapes` of each operation are chosen from the first so many."""
+
+    ranks: int
+    operations: int
+    shapes: int = 4
+    disagree: bool = False
+    aborts: bool = False
+
+    def text(self) -> str:
+        defines = {
+            "RANKS": self.ranks,
+            "OPERATIONS": self.operations,
+            "SHAPES": self.shapes,
+            "DISAGREE": int(self.disagree),
+            "ABORTS": int(self.aborts),
+        }
+        return "".join(f"#define {name} {n}\n" for name, n in defines.items()) + model.PACKETS
 
 
+SOUND_PACKETS = Packets(2, 4)
+PACKETS_DISAGREE = Packets(2, 2, disagree=True)
+PACKETS_ABORTED = Packets(2, 2, shapes=2, aborts=True)
+PACKETS = [
+    SOUND_PACKETS,
+    PACKETS_DISAGREE,
+    PACKETS_ABORTED,
+    Packets(3, 2, shapes=1),
+    Packets(3, 1, shapes=1, disagree=True),
+]
+LARGE_PACKETS = [
+    Packets(2, 5),
+    Packets(2, 3, disagree=True),
+    Packets(2, 2, aborts=True),
+    Packets(3, 1, disagree=True),
+    Packets(3, 2, shapes=2),
+]
+TAGS_DIFFER = "  :: FROM_PEER.tag != TAG -> abort_word[rank] = true; left[rank] = true; goto leave"
+WRONG = "!(wrong[rank])"
+
+#: name -> (model, old, new, what is found)
 PACKET_PLANTS = {
-    "single_buffer": ("#define PARITIES 2", "#define PARITIES 1"),
-    "absent_ctas_not_counted": ("EPOCH(1) = EPOCH(1) + 1", "skip"),
-    "next_kernel_starts_early": ("ended[rank] >= operation * CTAS;", "skip;"),
-    "any_new_epoch_taken": (".epoch == epoch;", ".epoch != 0;"),
+    "single_buffer": (SOUND_PACKETS, "#define PARITIES 2", "#define PARITIES 1", ""),
+    "absent_ctas_not_counted": (SOUND_PACKETS, "EPOCH(1) = EPOCH(1) + 1", "skip", ""),
+    "next_kernel_starts_early": (
+        SOUND_PACKETS,
+        "  (ended[rank] >= operation * CTAS); \\",
+        "  true; \\",
+        "",
+    ),
+    "any_new_epoch_taken": (
+        SOUND_PACKETS,
+        """    :: FROM_PEER.epoch == epoch ->
+      if
+      :: FROM_PEER.tag == TAG
+      :: FROM_PEER.tag != TAG -> assert""",
+        """    :: FROM_PEER.epoch != 0 ->
+      if
+      :: FROM_PEER.tag == TAG
+      :: FROM_PEER.tag != TAG -> assert""",
+        "assertion violated (odd",
+    ),
+    "greetings_of_both_parities_in_one_place": (
+        SOUND_PACKETS,
+        "(epoch) % PARITIES)",
+        "((place) == GREETING -> 0 : (epoch) % PARITIES))",
+        DEADLOCK,
+    ),
+    "greeting_not_heard": (PACKETS_DISAGREE, "    hear();\n", "    skip;\n", WRONG),
+    "tag_of_the_greeting_not_looked_at": (PACKETS_DISAGREE, TAGS_DIFFER, "  :: else", WRONG),
+    "left_without_an_abort": (
+        PACKETS_DISAGREE,
+        TAGS_DIFFER,
+        TAGS_DIFFER.replace("abort_word[rank] = true;", ""),
+        "",
+    ),
+    "queued_operation_runs_after_an_abort": (
+        PACKETS_ABORTED,
+        "  :: abort_word[rank] -> left[rank] = true; goto leave \\\n  :: !abort_word[rank] \\",
+        "  :: true \\",
+        "assertion violated (odd",
+    ),
 }
 
 
@@ -171,15 +245,17 @@ def test_a_fault_in_slots_and_credits_is_found(plant: Plant, tmp_path: Path) -> 
     assert plant.finding in verdict.error
 
 
-@pytest.mark.parametrize(("ranks", "operations"), [(2, 4), (3, 2)])
-def test_packets_hold(ranks: int, operations: int, tmp_path: Path) -> None:
-    assert model.search(packets(ranks, operations), tmp_path).error == ""
+@pytest.mark.parametrize("case", PACKETS, ids=str)
+def test_packets_hold(case: Packets, tmp_path: Path) -> None:
+    assert model.search(case.text(), tmp_path).error == ""
 
 
 @pytest.mark.parametrize("name", PACKET_PLANTS)
 def test_a_fault_in_packets_is_found(name: str, tmp_path: Path) -> None:
-    verdict = model.search(model.planted(packets(2, 4), *PACKET_PLANTS[name]), tmp_path)
+    case, old, new, finding = PACKET_PLANTS[name]
+    verdict = model.search(model.planted(case.text(), old, new), tmp_path)
     assert verdict.error != ""
+    assert finding in verdict.error
 
 
 @pytest.mark.campaign
@@ -191,7 +267,6 @@ def test_larger_models_hold(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.campaign
 @pytest.mark.timeout(2 * CAMPAIGN_LIMIT_S)
-@pytest.mark.parametrize(("ranks", "operations"), [(2, 5), (3, 3)])
-def test_larger_packet_models_hold(ranks: int, operations: int, tmp_path: Path) -> None:
-    verdict = model.search(packets(ranks, operations), tmp_path, CAMPAIGN_LIMIT_S)
-    assert verdict.error == ""
+@pytest.mark.parametrize("case", LARGE_PACKETS, ids=str)
+def test_larger_packet_models_hold(case: Packets, tmp_path: Path) -> None:
+    assert model.search(case.text(), tmp_path, CAMPAIGN_LIMIT_S).error == ""

@@ -4,7 +4,7 @@ and touches what the kernels do that g++ compiles.
 In every run: all kernels for sm_90; for sm_80, sm_100 and sm_120 five that differ most (fp32
 native, which every case needs, and fp16 with its blocks, both by slots and by packets, and exact
 copies); and those for sm_90 under ThreadSanitizer. The campaign has all kernels for all of them,
-plain and under ThreadSanitizer.
+plain and under ThreadSanitizer (the product of all choices is in test_product.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from emulate import Case, Emulation, Operation, check, problems
 from ptx import kernels
 
 WHOLE = "90"
-OTHERS = ("80", "100", "120")
+OTHERS = tuple(arch for arch in kernels.ARCHS if arch != WHOLE)
 RANDOM_CASES = 60
 
 needs_nvcc = pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing() or "-")
@@ -115,7 +115,7 @@ def test_ptx_touches_what_the_sources_touch(
 # --- campaign ------------------------------------------------------------------------------------
 @pytest.mark.campaign
 @pytest.mark.timeout(24 * 3600)
-@pytest.mark.parametrize("arch", [WHOLE, *OTHERS])
+@pytest.mark.parametrize("arch", kernels.ARCHS)
 def test_all_kernels(arch: str) -> None:
     seed = secrets.randbits(32)
     print("seed", seed)
@@ -127,7 +127,7 @@ def test_all_kernels(arch: str) -> None:
 
 @pytest.mark.campaign
 @pytest.mark.timeout(24 * 3600)
-@pytest.mark.parametrize("arch", [WHOLE, *OTHERS])
+@pytest.mark.parametrize("arch", kernels.ARCHS)
 def test_no_race_in_any_kernel(arch: str) -> None:
     seed = secrets.randbits(32)
     print("seed", seed)

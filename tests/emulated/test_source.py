@@ -61,18 +61,3 @@ def test_there_is_no_race(source_threads: Emulation) -> None:
         for case in rows.drawn(2, number, **rows.FOR_THREADS, kernel=kernel)
     ]
     check(source_threads, cases)
-
-
-@pytest.mark.campaign
-@pytest.mark.timeout(24 * 3600)
-@pytest.mark.parametrize("kernel", rows.KERNELS, ids=lambda kernel: "-".join(map(str, kernel)))
-def test_the_whole_product(source: Emulation, kernel: tuple[str, str, bool]) -> None:
-    seed = secrets.randbits(32)
-    print("seed", seed)
-    batch: list[Case] = []
-    for case in rows.everything(kernel, seed):
-        batch.append(case)
-        if len(batch) == 500:
-            check(source, batch)
-            batch = []
-    check(source, batch)

@@ -20,6 +20,8 @@ from ptx.translate import FLAGS, translate, write_if_new
 CSRC = ROOT / "csrc"
 SOURCE = CSRC / "cuda" / "kernels.cu"
 LIST = CSRC / "cuda" / "kernels.def"
+#: The architectures whose PTX is translated.
+ARCHS = ("80", "90", "100", "120")
 #: As cmake/cuda.cmake has them.
 NVCC_FLAGS = ("-std=c++20", "-O3", "--fmad=false")
 LINE = re.compile(r"DPCOMM_KERNEL\(\w+, (\w+), \w+, (\w+)\)")
