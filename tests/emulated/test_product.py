@@ -1,4 +1,4 @@
-"""The campaign: every kernel × wire × dtype × op × world × channels × slots × size, on both paths.
+"""The campaign: every kernel x wire x dtype x op x world x channels x slots x size, on both paths.
 
 About 320,000 cases for each path, an hour and a half of a core. DPCOMM_PRODUCT_SHARE=2/8 runs
 the second of eight shares, so that a campaign can be spread over machines or days.
