@@ -103,6 +103,9 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
 
 Choice Communicator::Impl::check(const Operation& operation, const StagingGeometry* device) const {
   const int world = transport->world();
+  if (operation.collective > Collective::kBarrier || !operation.counts.empty()) {
+    throw usage_error(name(operation.collective), ": not there yet");
+  }
   const bool has_op = reduces(operation.collective);
   const bool rooted =
       operation.collective == Collective::kBroadcast || operation.collective == Collective::kReduce;
@@ -362,6 +365,15 @@ std::shared_ptr<Work> Communicator::submit(const Operation& operation) {
   impl.queue.push_back(std::move(item));
   impl.changed.notify_all();
   return work;
+}
+
+std::shared_ptr<Work> Communicator::send(int, uint32_t, const void*, size_t,
+                                         std::chrono::milliseconds) {
+  throw usage_error("send: not there yet");
+}
+
+std::shared_ptr<Work> Communicator::recv(int, uint32_t, void*, size_t, std::chrono::milliseconds) {
+  throw usage_error("recv: not there yet");
 }
 
 std::shared_ptr<DeviceSide> Communicator::Impl::open_device_side() {

@@ -9,6 +9,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/dtype.h"
 #include "base/reduce_op.h"
@@ -43,6 +45,14 @@ struct Operation {
   const void* input = nullptr;
   void* output = nullptr;
   size_t count = 0;
+  /// Blocks of unequal size, for what moves blocks (all_gather, gather, scatter, reduce_scatter,
+  /// all_to_all); empty: blocks of `count` elements, else `count` is not looked at. Blocks lie one
+  /// after the other in the larger buffer (in both of an all_to_all). Elements of each rank's
+  /// block, alike on all ranks; of an all_to_all, elements that this rank sends to each rank.
+  std::vector<size_t> counts;
+  /// Of an all_to_all with `counts`: elements that this rank receives from each rank, which is what
+  /// that rank sends; if not, both raise a UsageError.
+  std::vector<size_t> recv_counts;
   Dtype dtype = Dtype::kFloat32;
   ReduceOp op = ReduceOp::kSum;
   double factor = 1;  ///< of PREMUL_SUM
@@ -91,6 +101,21 @@ class Communicator {
 
   /// Hands the operation to the progress thread and returns at once.
   std::shared_ptr<Work> submit(const Operation& operation);
+
+  // --- messages between two ranks. They have no part in the order of operations: they go on beside
+  // them and beside each other, in any order of tags.
+  /// Sends `bytes` bytes to `peer`, not this rank itself; complete when the buffer is the caller's
+  /// again, which may be before or after the peer receives. The n-th send to a peer with a tag
+  /// meets the peer's n-th receive from this rank with that tag. Returns at once.
+  /// Errors as of submit(); sizes that differ are a UsageError at both ends, naming both.
+  std::shared_ptr<Work> send(int peer, uint32_t tag, const void* data, size_t bytes,
+                             std::chrono::milliseconds timeout = std::chrono::milliseconds(0));
+  /// Receives a message of exactly `bytes` bytes with this tag from `peer`, or, for kAnySource, the
+  /// first one that nobody else has been promised; Work::source() then says whose. Receives are
+  /// served in the order in which they were given. Returns at once.
+  std::shared_ptr<Work> recv(int peer, uint32_t tag, void* data, size_t bytes,
+                             std::chrono::milliseconds timeout = std::chrono::milliseconds(0));
+  static constexpr int kAnySource = -1;
 
   // --- operations on device memory. Streams are cudaStream_t; null: the legacy default stream.
   // ----

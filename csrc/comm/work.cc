@@ -17,6 +17,7 @@ struct Work::State {
   std::mutex mutex;
   std::condition_variable changed;
   bool done = false;
+  int source = -1;
   std::optional<Failure> error;
   std::vector<std::function<void()>> callbacks;
 };
@@ -77,6 +78,16 @@ void Work::then(std::function<void()> callback) {
     }
   }
   callback();
+}
+
+int Work::source() const {
+  std::lock_guard lock(state_->mutex);
+  return state_->done ? state_->source : -1;
+}
+
+void Work::set_source(int rank) {
+  std::lock_guard lock(state_->mutex);
+  state_->source = rank;
 }
 
 void Work::complete(std::optional<Failure> error) {

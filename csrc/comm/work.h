@@ -31,12 +31,15 @@ class Work {
   /// ever complete it.
   bool wait(std::chrono::milliseconds timeout = std::chrono::milliseconds(0),
             const std::function<bool()>& interrupted = {});
+  /// Of a receive that is complete: the rank that sent. Else -1.
+  int source() const;
   /// Calls `callback` once when it is complete (at once if it is), in the thread that completes it.
   /// A callback may run, submit and wait for other operations.
   void then(std::function<void()> callback);
 
   /// For whoever runs the operation.
   void complete(std::optional<Failure> error);
+  void set_source(int rank);  ///< before complete()
 
  private:
   struct State;

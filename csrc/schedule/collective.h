@@ -15,12 +15,16 @@ enum class Collective : uint8_t {
   kAllGather,      ///< count = elements that each rank contributes
   kReduceScatter,  ///< count = elements that each rank receives
   kBarrier,
+  kGather,    ///< count = elements that each rank contributes; the root gets them in rank order
+  kScatter,   ///< count = elements that each rank receives; the root has them in rank order
+  kAllToAll,  ///< count = elements that each rank sends to each rank
 };
-inline constexpr int kCollectives = 6;
+inline constexpr int kCollectives = 9;
 
 constexpr const char* name(Collective collective) {
   constexpr const char* kNames[kCollectives] = {"all_reduce", "broadcast",      "reduce",
-                                                "all_gather", "reduce_scatter", "barrier"};
+                                                "all_gather", "reduce_scatter", "barrier",
+                                                "gather",     "scatter",        "all_to_all"};
   return kNames[static_cast<int>(collective)];
 }
 
