@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from dpcomm import schedule
 from dpcomm.oracle import wire as codecs
-from dpcomm.oracle.execute import Geometry, execute, partition
-from dpcomm.schedule.partition import Partition
+from dpcomm.oracle.ctas import execute_on_ctas
+from dpcomm.oracle.execute import Geometry
 
 Array = npt.NDArray[Any]
 FLOATS, WIRES = ("float32", "float16", "bfloat16"), ("native", "fp16", "bf16", "int8")
@@ -100,46 +100,22 @@ def random_input(operation: Operation, world: int, random: np.random.Generator) 
     return codecs.store(operation.dtype, values.astype(accumulator))
 
 
-def part_ranges(count: int, grain: int, ctas: int) -> list[slice]:
-    """Which elements each CTA works on (cta_part in csrc/cuda/kernel_args.h)."""
-    each = -(-count // ctas)
-    each = -(-each // grain) * grain
-    return [slice(min(each * c, count), min(each * (c + 1), count)) for c in range(ctas)]
-
-
 def expected(
     operation: Operation, inputs: Sequence[Array], geometry: Geometry, ctas: int
 ) -> list[Array | None]:
-    """The oracle's outputs: each CTA's part is an operation of its own, cut as the largest one."""
-    world = len(inputs)
-    blocked = operation.collective == "reduce_scatter"
-    itemsize = codecs.tensor_dtype(operation.dtype).itemsize
-    grain = max(codecs.BLOCK_ELEMS[operation.wire], 64 // itemsize)
-    ranges = part_ranges(operation.count, grain, ctas)
-    cut = partition(operation.collective, operation.algorithm, world, ranges[0].stop,
-                    operation.dtype, operation.wire, geometry)  # fmt: skip
-    outputs: list[list[Array | None]] = []
-    for part in (part for part in ranges if part.stop > part.start):
-        own = [
-            np.ascontiguousarray(x.reshape(world, -1)[:, part]).reshape(-1) if blocked else x[part]
-            for x in inputs
-        ]
-        outputs.append(
-            execute(operation.collective, operation.algorithm, own, op=operation.op,
-                    dtype=operation.dtype, wire=operation.wire, factor=0.375,
-                    cut=Partition(part.stop - part.start, cut.chunks, cut.slices, cut.slot_elems,
-                                  cut.grain, cut.blocked))
-        )  # fmt: skip
-    return [joined(operation, world, [output[r] for output in outputs]) for r in range(world)]
-
-
-def joined(operation: Operation, world: int, parts: Sequence[Array | None]) -> Array | None:
-    there = [part for part in parts if part is not None]
-    if not there:
-        return None
-    if operation.collective == "all_gather":
-        return np.concatenate([part.reshape(world, -1) for part in there], axis=1).reshape(-1)
-    return np.concatenate(there)
+    """The oracle's outputs."""
+    return execute_on_ctas(
+        operation.collective,
+        operation.algorithm,
+        inputs,
+        count=operation.count,
+        geometry=geometry,
+        ctas=ctas,
+        op=operation.op,
+        dtype=operation.dtype,
+        wire=operation.wire,
+        factor=0.375,
+    )
 
 
 def same_bits(got: Array, want: Array) -> bool:

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dpcomm.oracle import wire as codecs
-from dpcomm.oracle.execute import Geometry, execute, partition
-from dpcomm.schedule.partition import Partition
+from dpcomm.oracle.ctas import execute_on_ctas
+from dpcomm.oracle.execute import Geometry
 
 Array = npt.NDArray[Any]
 DEADLINE_S = 300.0
@@ -173,89 +173,23 @@ def make_input(
 
 
 # --- what must come out ---------------------------------------------------------------------------
-def parts(count: int, grain: int, ctas: int) -> list[slice]:
-    """Which elements each CTA works on (cta_part in csrc/cuda/kernel_args.h)."""
-    each = (count + ctas - 1) // ctas
-    each = (each + grain - 1) // grain * grain
-    return [slice(min(each * cta, count), min(each * (cta + 1), count)) for cta in range(ctas)]
-
-
-def cuts(case: Case, operation: Operation) -> list[tuple[slice, Partition]]:
-    """The part of each CTA, and how it is cut: all as the largest one."""
-    itemsize = codecs.tensor_dtype(operation.dtype).itemsize
-    grain = max(codecs.BLOCK_ELEMS[operation.wire], 64 // itemsize)
-    ranges = parts(operation.count, grain, operation.ctas)
-    largest = partition(
-        operation.collective,
-        operation.algorithm,
-        case.world,
-        ranges[0].stop - ranges[0].start,
-        operation.dtype,
-        operation.wire,
-        Geometry(case.slots, case.slot_bytes),
-    )
-    return [
-        (
-            part,
-            Partition(
-                part.stop - part.start,
-                largest.chunks,
-                largest.slices,
-                largest.slot_elems,
-                largest.grain,
-                largest.blocked,
-            ),
-        )
-        for part in ranges
-    ]
-
-
 def expected(
     case: Case, operation: Operation, inputs: Sequence[Array | None]
 ) -> list[Array | None]:
-    """The oracle's outputs. Each CTA's part is an operation of its own."""
-    copies = operation.collective not in REDUCING
-    outputs: list[list[Array | None]] = []
-    for part, cut in cuts(case, operation):
-        if part.start == part.stop:
-            continue
-        cut_inputs = [
-            None if tensor is None else part_of(operation, case.world, tensor, part)
-            for tensor in inputs
-        ]
-        outputs.append(
-            execute(
-                operation.collective,
-                operation.algorithm,
-                cut_inputs,
-                op="sum" if copies else operation.op,
-                dtype=operation.dtype,
-                wire=operation.wire,
-                root=operation.root,
-                factor=operation.factor,
-                cut=cut,
-            )
-        )
-    return [
-        joined(operation, case.world, [output[r] for output in outputs]) for r in range(case.world)
-    ]
-
-
-def part_of(operation: Operation, world: int, tensor: Array, part: slice) -> Array:
-    if operation.collective != "reduce_scatter":
-        return tensor[part]
-    return np.ascontiguousarray(tensor.reshape(world, -1)[:, part]).reshape(-1)
-
-
-def joined(operation: Operation, world: int, outputs: Sequence[Array | None]) -> Array | None:
-    held = [output for output in outputs if output is not None]
-    if len(held) < len(outputs):
-        return None
-    if not held:
-        return np.zeros(0, codecs.tensor_dtype(operation.dtype))
-    if operation.collective == "all_gather":
-        return np.concatenate([output.reshape(world, -1) for output in held], axis=1).reshape(-1)
-    return np.concatenate(held)
+    """The oracle's outputs."""
+    return execute_on_ctas(
+        operation.collective,
+        operation.algorithm,
+        inputs,
+        count=operation.count,
+        geometry=Geometry(case.slots, case.slot_bytes),
+        ctas=operation.ctas,
+        op=operation.op if operation.collective in REDUCING else "sum",
+        dtype=operation.dtype,
+        wire=operation.wire,
+        root=operation.root,
+        factor=operation.factor,
+    )
 
 
 def differences(operation: Operation, got: Array, want: Array) -> Array:
