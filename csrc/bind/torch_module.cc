@@ -156,6 +156,9 @@ CommunicatorOptions communicator_options(const c10d::DistributedBackendOptions& 
 c10::intrusive_ptr<c10d::Backend> create(const c10d::DistributedBackendOptions& group,
                                          const py::dict& chosen) {
   CommunicatorOptions options = communicator_options(group, chosen);
+  for (const int64_t rank : group.global_ranks_in_group) {
+    options.global_ranks.push_back(static_cast<int>(rank));
+  }
   const py::gil_scoped_release release;
   return c10::make_intrusive<ProcessGroupDpcomm>(group.store, group.group_rank, group.group_size,
                                                  group.group_id, std::move(options));

@@ -30,6 +30,9 @@ struct CommunicatorOptions {
   std::chrono::milliseconds timeout{600000};  ///< of each operation and of the start
   std::string transport = "auto";             ///< "shm", "inproc" (DPCOMM_TRANSPORT)
   std::string name = "default";               ///< unique per group and generation in its store
+  /// Of every rank of the group: its rank among all of the job, for what a user reads. Empty: the
+  /// group has all ranks.
+  std::vector<int> global_ranks;
 
   /// Reads the environment. Throws UsageError naming the variable for a value that makes no sense.
   static CommunicatorOptions from_environment();

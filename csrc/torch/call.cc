@@ -142,6 +142,7 @@ void Call::check(const at::Tensor& tensor) {
                       ", but dpcomm serves tensors on the CPU and on CUDA devices");
   }
   device_ = device;
+  scalar_type_ = tensor.scalar_type();
 }
 
 void Call::check_output(const at::Tensor& tensor) {

@@ -55,8 +55,11 @@ class Call {
   bool async() const { return async_; }
   /// Of the tensors; the CPU if there are none.
   c10::Device device() const { return device_.value_or(c10::Device(c10::kCPU)); }
+  /// Of the first tensor; float if there are none.
+  c10::ScalarType scalar_type() const { return scalar_type_; }
   bool has_copies() const { return !copies_.empty(); }
   c10::SmallVector<Operation, 1>& operations() { return operations_; }
+  const c10::SmallVector<Operation, 1>& operations() const { return operations_; }
   /// The tensors that result() and the future give. Empty for a synchronous call.
   const std::vector<at::Tensor>& results() const { return results_; }
 
@@ -86,6 +89,7 @@ class Call {
   const char* title_;
   bool async_;
   std::optional<c10::Device> device_;
+  c10::ScalarType scalar_type_ = c10::ScalarType::Float;
   std::chrono::milliseconds timeout_;
   c10::SmallVector<Operation, 1> operations_;
   std::vector<at::Tensor> results_;

@@ -9,6 +9,7 @@
 
 #include "base/fork.h"
 #include "torch/device_work.h"
+#include "torch/profile.h"
 #include "torch/python_hooks.h"
 #include "torch/store_bootstrap.h"
 #include "torch/work.h"
@@ -130,18 +131,27 @@ ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::start(c10d::OpType type, con
     Call call({rank_, size_}, type, title, opts.asyncOp, opts.timeout);
     build(call);
     const uint64_t sequence = sequence_.fetch_add(1) + 1;
-    if (!call.device().is_cpu()) return start_on_device(std::move(call), sequence);
-    if (call.async()) return TorchWork::launch(*communicator_, std::move(call), sequence);
-    RECORD_FUNCTION(title, std::vector<c10::IValue>());
-    for (Operation& operation : call.operations()) {
-      if (python_hooks().interrupted != nullptr) operation.interrupted = python_hooks().interrupted;
-      communicator_->run(operation);
-    }
-    call.finish();
-    return nullptr;
+    return with_profile(*this, call, sequence, communicator_->options().global_ranks,
+                        [&]() -> WorkPointer {
+                          if (!call.device().is_cpu())
+                            return start_on_device(std::move(call), sequence);
+                          if (call.async())
+                            return TorchWork::launch(*communicator_, std::move(call), sequence);
+                          run_here(call);
+                          return nullptr;
+                        });
   } catch (const Error& error) {
     throw_translated(error);
   }
+}
+
+void ProcessGroupDpcomm::run_here(Call& call) {
+  RECORD_FUNCTION(call.title(), std::vector<c10::IValue>());
+  for (Operation& operation : call.operations()) {
+    if (python_hooks().interrupted != nullptr) operation.interrupted = python_hooks().interrupted;
+    communicator_->run(operation);
+  }
+  call.finish();
 }
 
 ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::start_on_device(Call&& call,

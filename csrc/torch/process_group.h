@@ -88,6 +88,7 @@ class ProcessGroupDpcomm final : public c10d::Backend {
   template <class Opts, class Build>
   WorkPointer start(c10d::OpType type, const char* title, const Opts& opts, Build&& build);
 
+  void run_here(Call& call);
   WorkPointer start_on_device(Call&& call, uint64_t sequence);
   /// The communication stream on a device; the first call connects the devices of all ranks.
   c10::Stream device_stream(c10::Device device);
