@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from digits import digits
 from harness import launch
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
@@ -36,15 +37,6 @@ class Net(nn.Module):
     def forward(self, x: torch.Tensor, extra: bool = True) -> torch.Tensor:
         x = self.hidden(self.features(x).flatten(1)).relu()
         return self.head(self.extra(x).relu() + x if extra else x)
-
-
-def digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """Real handwritten digits, 8 x 8."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
-    return images, torch.tensor(data.target)
 
 
 def train(
