@@ -52,7 +52,7 @@ def wire_sum_f32(
 _Operation = tuple[str, str, int, int, int]
 _Step = tuple[int, int, int, int, int, int, int, tuple[int, ...], int, tuple[int, ...], bool]
 
-def schedule_algorithms() -> list[tuple[str, str, int, int, int]]: ...
+def schedule_algorithms() -> list[tuple[str, str, int, int, int, bool]]: ...
 def schedule_limits(
     collective: str, algorithm: str, world: int, slices: int
 ) -> tuple[int, int, int]: ...
@@ -160,6 +160,8 @@ class Communicator:
         factor: float = 1.0,
         root: int = 0,
         settings: Settings = ...,
+        counts: Sequence[int] = ...,
+        recv_counts: Sequence[int] = ...,
     ) -> Any: ...
     def broadcast(
         self,
@@ -169,6 +171,8 @@ class Communicator:
         factor: float = 1.0,
         root: int = 0,
         settings: Settings = ...,
+        counts: Sequence[int] = ...,
+        recv_counts: Sequence[int] = ...,
     ) -> Any: ...
     def reduce(
         self,
@@ -178,6 +182,8 @@ class Communicator:
         factor: float = 1.0,
         root: int = 0,
         settings: Settings = ...,
+        counts: Sequence[int] = ...,
+        recv_counts: Sequence[int] = ...,
     ) -> Any: ...
     def all_gather(
         self,
@@ -187,6 +193,8 @@ class Communicator:
         factor: float = 1.0,
         root: int = 0,
         settings: Settings = ...,
+        counts: Sequence[int] = ...,
+        recv_counts: Sequence[int] = ...,
     ) -> Any: ...
     def reduce_scatter(
         self,
@@ -196,6 +204,41 @@ class Communicator:
         factor: float = 1.0,
         root: int = 0,
         settings: Settings = ...,
+        counts: Sequence[int] = ...,
+        recv_counts: Sequence[int] = ...,
+    ) -> Any: ...
+    def gather(
+        self,
+        input: Any,
+        output: Any,
+        op: str = "sum",
+        factor: float = 1.0,
+        root: int = 0,
+        settings: Settings = ...,
+        counts: Sequence[int] = ...,
+        recv_counts: Sequence[int] = ...,
+    ) -> Any: ...
+    def scatter(
+        self,
+        input: Any,
+        output: Any,
+        op: str = "sum",
+        factor: float = 1.0,
+        root: int = 0,
+        settings: Settings = ...,
+        counts: Sequence[int] = ...,
+        recv_counts: Sequence[int] = ...,
+    ) -> Any: ...
+    def all_to_all(
+        self,
+        input: Any,
+        output: Any,
+        op: str = "sum",
+        factor: float = 1.0,
+        root: int = 0,
+        settings: Settings = ...,
+        counts: Sequence[int] = ...,
+        recv_counts: Sequence[int] = ...,
     ) -> Any: ...
 
 def environment() -> list[tuple[str, str, str]]: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dpcomm import _core
@@ -67,6 +67,11 @@ def _maker(
     if seen.dtype.hasobject:
         raise UsageError(f"{operation}: {type(array).__name__!r} is not an array")
     return seen.shape, lambda shape: numpy.empty(shape, seen.dtype)
+
+
+def _listed(counts: Sequence[int] | None) -> list[int]:
+    """What the core takes for counts; none where all blocks are of one size."""
+    return [] if counts is None else [int(count) for count in counts]
 
 
 class Communicator:
@@ -239,6 +244,7 @@ class Communicator:
         array: Any,
         *,
         out: Any = None,
+        counts: Sequence[int] | None = None,
         algorithm: str | None = None,
         timeout: float | None = None,
         async_op: bool = False,
@@ -247,20 +253,140 @@ class Communicator:
         """Concatenates the arrays of all ranks, in the order of ranks, exactly.
 
         Args:
-            array: The contribution, the same number of elements on every rank.
-            out: ``world_size`` times as many elements; default: a new NumPy array (CuPy's where
-                ``array`` is one) of shape ``(world_size, *array.shape)``.
+            array: The contribution: the same number of elements on every rank, or ``counts[rank]``.
+            out: ``world_size`` times as many elements, or ``sum(counts)``; ``array`` may be its own
+                block of it. Default: a new NumPy array (CuPy's where ``array`` is one) of shape
+                ``(world_size, *array.shape)``, or ``(sum(counts),)``.
+            counts: Elements of each rank's array where they differ, alike on all ranks; zeros are
+                allowed. On the CPU only.
 
         Returns:
-            ``out``; or a Work whose ``wait()`` returns it.
+            ``out``; or a Work whose ``wait()`` returns it. Other arguments and errors as in
+            :meth:`all_reduce`; ranks that give different counts are a UsageError on all of them.
         """
         if out is None:
             shape, empty = _maker(array, "all_gather", stream)
-            out = empty((self.world_size, *shape))
+            out = empty((self.world_size, *shape) if counts is None else (sum(counts),))
         settings = _core.Settings(
             None, algorithm, timeout, async_op, caller_stream(stream, array, out)
         )
-        return self._core.all_gather(array, out, settings=settings)
+        return self._core.all_gather(array, out, settings=settings, counts=_listed(counts))
+
+    def gather(
+        self,
+        array: Any,
+        root: int = 0,
+        *,
+        out: Any = None,
+        counts: Sequence[int] | None = None,
+        algorithm: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = False,
+    ) -> Any:
+        """Concatenates the arrays of all ranks at ``root``, in the order of ranks, exactly.
+
+        Arrays lie on the CPU. Cost: one message in flight from each rank; the root receives all.
+
+        Args:
+            array: The contribution: the same number of elements on every rank, or ``counts[rank]``.
+            root: The rank that gets the result.
+            out: At the root: ``world_size`` times as many elements, or ``sum(counts)``; ``array``
+                may be its own block of it. Default: a new NumPy array of shape
+                ``(world_size, *array.shape)``, or ``(sum(counts),)``. Elsewhere not looked at.
+            counts: As in :meth:`all_gather`.
+
+        Returns:
+            ``out`` at the root, elsewhere ``array``; or a Work whose ``wait()`` returns that. Other
+            arguments and errors as in :meth:`all_reduce`. Ranks other than the root may return
+            before the root has called.
+        """
+        if self.rank != root:
+            out = None
+        elif out is None:
+            shape, empty = _maker(array, "gather", None)
+            out = empty((self.world_size, *shape) if counts is None else (sum(counts),))
+        settings = _core.Settings(None, algorithm, timeout, async_op)
+        return self._core.gather(array, out, root=root, settings=settings, counts=_listed(counts))
+
+    def scatter(
+        self,
+        array: Any = None,
+        root: int = 0,
+        *,
+        out: Any = None,
+        counts: Sequence[int] | None = None,
+        algorithm: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = False,
+    ) -> Any:
+        """Gives every rank its block of ``root``'s array, exactly.
+
+        Arrays lie on the CPU. Cost: one message in flight to each rank; the root sends all.
+
+        Args:
+            array: At the root: ``world_size`` blocks one after another, or one of ``counts[r]``
+                elements for each rank r. Elsewhere not looked at.
+            root: The rank that has the blocks.
+            out: One block, ``counts[rank]`` elements. At the root it may be the own block of
+                ``array``; default there: a new NumPy array of shape
+                ``(shape[0] // world_size, *shape[1:])``, or ``(counts[rank],)``. The other ranks
+                have to give it.
+            counts: As in :meth:`all_gather`.
+
+        Returns:
+            ``out``; or a Work whose ``wait()`` returns it. Other arguments and errors as in
+            :meth:`all_reduce`. The root may return before the others have called.
+        """
+        if self.rank != root:
+            array = None
+            if out is None:
+                raise UsageError(f"scatter: rank {self.rank} is not the root and has to pass out=")
+        elif out is None:
+            out = self._own_block(array, "scatter", counts, None)
+        settings = _core.Settings(None, algorithm, timeout, async_op)
+        return self._core.scatter(array, out, root=root, settings=settings, counts=_listed(counts))
+
+    def all_to_all(
+        self,
+        array: Any,
+        *,
+        out: Any = None,
+        counts: Sequence[int] | None = None,
+        recv_counts: Sequence[int] | None = None,
+        algorithm: str | None = None,
+        timeout: float | None = None,
+        async_op: bool = False,
+    ) -> Any:
+        """Sends block t of the array to rank t; block s of the result is what rank s sent, exactly.
+
+        Arrays lie on the CPU. Cost: ``world_size - 1`` messages sent per rank and slot's worth of
+        bytes, each to another rank.
+
+        Args:
+            array: ``world_size`` blocks one after another: of the same size on all ranks, or of
+                ``counts[t]`` elements for rank t.
+            out: As many elements, or ``sum(recv_counts)``; never a part of ``array``. Default: a
+                new NumPy array of the shape of ``array``, or ``(sum(recv_counts),)``.
+            counts: Elements that this rank sends to each rank, where they differ; zeros are
+                allowed. Given together with ``recv_counts``.
+            recv_counts: Elements that this rank receives from each rank.
+
+        Returns:
+            ``out``; or a Work whose ``wait()`` returns it. Other arguments and errors as in
+            :meth:`all_reduce`. Where a rank sends another number than its peer expects, both raise
+            a UsageError that names them.
+        """
+        if out is None:
+            shape, empty = _maker(array, "all_to_all", None)
+            out = empty(shape if recv_counts is None else (sum(recv_counts),))
+        settings = _core.Settings(None, algorithm, timeout, async_op)
+        return self._core.all_to_all(
+            array,
+            out,
+            settings=settings,
+            counts=_listed(counts),
+            recv_counts=_listed(recv_counts),
+        )
 
     def reduce_scatter(
         self,
@@ -268,6 +394,7 @@ class Communicator:
         op: str = "sum",
         *,
         out: Any = None,
+        counts: Sequence[int] | None = None,
         factor: float = 1.0,
         wire: str | None = None,
         algorithm: str | None = None,
@@ -279,25 +406,39 @@ class Communicator:
 
         Args:
             array: ``world_size`` blocks one after another.
-            out: One block; default: a new NumPy array (CuPy's where ``array`` is one) of shape
-                ``(shape[0] // world_size, *shape[1:])``.
+            out: One block; it may be the own block of ``array``. Default: a new NumPy array (CuPy's
+                where ``array`` is one) of shape ``(shape[0] // world_size, *shape[1:])``, or
+                ``(counts[rank],)``.
+            counts: Elements of each block where they differ; as in :meth:`all_gather`.
 
         Returns:
             ``out``; or a Work whose ``wait()`` returns it. Other arguments and errors as in
             :meth:`all_reduce`.
         """
         if out is None:
-            shape, empty = _maker(array, "reduce_scatter", stream)
-            if not shape or shape[0] % self.world_size:
-                raise UsageError(
-                    f"reduce_scatter: the first dimension of shape {shape} is not a multiple "
-                    f"of {self.world_size} ranks; pass out="
-                )
-            out = empty((shape[0] // self.world_size, *shape[1:]))
+            out = self._own_block(array, "reduce_scatter", counts, stream)
         settings = _core.Settings(
             wire, algorithm, timeout, async_op, caller_stream(stream, array, out)
         )
-        return self._core.reduce_scatter(array, out, op=op, factor=factor, settings=settings)
+        return self._core.reduce_scatter(
+            array, out, op=op, factor=factor, settings=settings, counts=_listed(counts)
+        )
+
+    def _own_block(
+        self, array: Any, operation: str, counts: Sequence[int] | None, stream: Any
+    ) -> Any:
+        """A new array for this rank's block of `array`."""
+        shape, empty = _maker(array, operation, stream)
+        if counts is not None:
+            if len(counts) != self.world_size:
+                raise UsageError(f"{operation}: {len(counts)} counts for {self.world_size} ranks")
+            return empty((counts[self.rank],))
+        if not shape or shape[0] % self.world_size:
+            raise UsageError(
+                f"{operation}: the first dimension of shape {shape} is not a multiple "
+                f"of {self.world_size} ranks; pass out="
+            )
+        return empty((shape[0] // self.world_size, *shape[1:]))
 
     def barrier(self, timeout: float | None = None) -> None:
         """Returns once every rank has called it."""

@@ -59,6 +59,13 @@ struct Settings {
   uintptr_t stream = 0;  ///< cudaStream_t on which the caller uses arrays on a device
 };
 
+/// Elements of each rank's block; empty: blocks of equal size. Of an all_to_all: sent to, and
+/// received from, each rank.
+struct Counts {
+  std::vector<size_t> sent;
+  std::vector<size_t> received;
+};
+
 class PyCommunicator {
  public:
   PyCommunicator(int rank, int world, py::object store, const CommunicatorOptions& options) {
@@ -91,10 +98,9 @@ class PyCommunicator {
 
   /// Runs or submits `collective` over the arrays; `result` is what the caller gets back.
   py::object run(Collective collective, py::object input, py::object output, const std::string& op,
-                 double factor, int root, const Settings& settings) {
-    const bool rooted = collective == Collective::kBroadcast || collective == Collective::kReduce;
+                 double factor, int root, const Settings& settings, Counts counts) {
     const bool lacks_one = input.is_none() || output.is_none();
-    if (rooted ? input.is_none() && output.is_none() : lacks_one) {
+    if (is_rooted(collective) ? input.is_none() && output.is_none() : lacks_one) {
       throw usage_error(name(collective), ": None is not an array");
     }
     auto in =
@@ -110,6 +116,8 @@ class PyCommunicator {
     operation.timeout = milliseconds_of(settings.timeout);
     if (settings.wire) operation.wire = wire_by_name(*settings.wire);
     if (settings.algorithm) operation.algorithm = *settings.algorithm;
+    operation.counts = std::move(counts.sent);
+    operation.recv_counts = std::move(counts.received);
     describe_buffers(operation, in.get(), out.get());
     const py::object result = output.is_none() ? input : output;
     Flight flight{nullptr, 0, std::move(in), std::move(out), result};
@@ -160,6 +168,7 @@ class PyCommunicator {
     void* const stream = reinterpret_cast<void*>(settings.stream);
     const void* const memory = operation.input != nullptr ? operation.input : operation.output;
     int device = place.device;
+    communicator().check_on_device(operation);
     with_signals([&](const auto& interrupted) {
       // __cuda_array_interface__ does not say where the memory is.
       if (device < 0 && memory != nullptr) device = device_of(memory);
@@ -193,23 +202,49 @@ class PyCommunicator {
     operation.dtype = any.dtype();
     operation.input = in != nullptr ? in->data() : nullptr;
     operation.output = out != nullptr ? out->data() : nullptr;
-    operation.count = any.count();
-    const size_t world = communicator().world();
-    size_t expected_in = any.count(), expected_out = any.count();
-    if (operation.collective == Collective::kAllGather) expected_out = in->count() * world;
-    if (operation.collective == Collective::kReduceScatter) {
-      expected_in = out->count() * world;
-      expected_out = operation.count = out->count();
-    }
-    if (in == nullptr || out == nullptr) return;
-    if (in->dtype() != out->dtype()) {
+    if (in != nullptr && out != nullptr && in->dtype() != out->dtype()) {
       throw usage_error(name(operation.collective), ": input is ", name(in->dtype()),
                         ", output is ", name(out->dtype()));
     }
-    if (in->count() != expected_in || out->count() != expected_out) {
-      throw usage_error(name(operation.collective), " over ", world, " ranks: input has ",
-                        in->count(), " elements and output ", out->count());
+    const size_t world = communicator().world();
+    const auto [wanted_in, wanted_out] = wanted_elems(operation, in, out);
+    if ((in == nullptr || in->count() == wanted_in) &&
+        (out == nullptr || out->count() == wanted_out)) {
+      return;
     }
+    const auto told = [](const ArrayView* array) {
+      return array == nullptr ? std::string("none") : str(array->count());
+    };
+    throw usage_error(name(operation.collective), " over ", world, " ranks: input has ", told(in),
+                      " elements and output ", told(out),
+                      operation.counts.empty()
+                          ? std::string()
+                          : str(", but counts ask for ", wanted_in, " and ", wanted_out));
+  }
+
+  /// Elements that input and output have to have. Sets the operation's count: of a block, what the
+  /// smaller one of the arrays has.
+  std::pair<size_t, size_t> wanted_elems(Operation& operation, const ArrayView* in,
+                                         const ArrayView* out) const {
+    const Collective collective = operation.collective;
+    const size_t world = communicator().world();
+    const bool gathers = collective == Collective::kAllGather || collective == Collective::kGather;
+    const bool scatters =
+        collective == Collective::kReduceScatter || collective == Collective::kScatter;
+    const bool pairs = collective == Collective::kAllToAll;
+    const bool equal = operation.counts.empty() || operation.counts.size() != world;
+    const ArrayView& smaller = scatters && out != nullptr ? *out : in != nullptr ? *in : *out;
+    operation.count = smaller.count() / (pairs ? world : 1);
+    const size_t block = equal ? operation.count : operation.counts[communicator().rank()];
+    const size_t all = equal ? operation.count * world : sum(operation.counts);
+    if (pairs) return {all, equal ? all : sum(operation.recv_counts)};
+    return {scatters ? all : block, gathers ? all : block};
+  }
+
+  static size_t sum(const std::vector<size_t>& counts) {
+    size_t total = 0;
+    for (const size_t count : counts) total += count;
+    return total;
   }
 
   std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
@@ -274,8 +309,10 @@ void bind_communicator(py::module_& module) {
 
   const auto collective = [](Collective which) {
     return [which](PyCommunicator& self, py::object input, py::object output, const std::string& op,
-                   double factor, int root, const Settings& settings) {
-      return self.run(which, std::move(input), std::move(output), op, factor, root, settings);
+                   double factor, int root, const Settings& settings, std::vector<size_t> counts,
+                   std::vector<size_t> recv_counts) {
+      return self.run(which, std::move(input), std::move(output), op, factor, root, settings,
+                      Counts{std::move(counts), std::move(recv_counts)});
     };
   };
   const auto choice = [](const PyCommunicator& self, const std::string& collective, size_t count,
@@ -302,10 +339,12 @@ void bind_communicator(py::module_& module) {
       .def("close", &PyCommunicator::close);
   for (const Collective which :
        {Collective::kAllReduce, Collective::kBroadcast, Collective::kReduce, Collective::kAllGather,
-        Collective::kReduceScatter}) {
+        Collective::kReduceScatter, Collective::kGather, Collective::kScatter,
+        Collective::kAllToAll}) {
     communicator.def(name(which), collective(which), py::arg("input"), py::arg("output"),
                      py::arg("op") = "sum", py::arg("factor") = 1.0, py::arg("root") = 0,
-                     py::arg("settings") = Settings());
+                     py::arg("settings") = Settings(), py::arg("counts") = std::vector<size_t>(),
+                     py::arg("recv_counts") = std::vector<size_t>());
   }
   module.def("environment", &environment_list, "Every DPCOMM_* variable as (name, default, help).");
   module.def("transports", &transport_names);

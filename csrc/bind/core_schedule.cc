@@ -37,12 +37,14 @@ PlannedOperation operation_of(const OperationTuple& tuple) {
   return operation;
 }
 
-/// (collective, name, lanes, first_lane, channel_lanes) of every algorithm.
-std::vector<std::tuple<std::string, std::string, int, int, int>> list_algorithms() {
-  std::vector<std::tuple<std::string, std::string, int, int, int>> list;
+/// collective, name, lanes, first_lane, channel_lanes, whether kernels run it
+using AlgorithmTuple = std::tuple<std::string, std::string, int, int, int, bool>;
+
+std::vector<AlgorithmTuple> list_algorithms() {
+  std::vector<AlgorithmTuple> list;
   for (const AlgorithmInfo& info : kAlgorithms) {
     list.emplace_back(name(info.collective), info.name, info.lanes, info.first_lane,
-                      info.channel_lanes);
+                      info.channel_lanes, !is_host_only(info.collective));
   }
   return list;
 }

@@ -14,19 +14,12 @@
 #include "base/log.h"
 #include "base/names.h"
 #include "comm/device_side.h"
+#include "comm/operation.h"
 #include "comm/tuner.h"
 #include "cpu/executor.h"
 #include "transport/transport.h"
 
 namespace dpcomm {
-namespace {
-
-bool overlap(const std::byte* a, size_t a_bytes, const std::byte* b, size_t b_bytes) {
-  return a != nullptr && b != nullptr && a < b + b_bytes && b < a + a_bytes;
-}
-
-}  // namespace
-
 CommunicatorOptions CommunicatorOptions::from_environment() {
   CommunicatorOptions options;
   options.wire = by_name<WireFormat>(environment(Variable::WIRE), kWireFormats, "DPCOMM_WIRE");
@@ -103,47 +96,7 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
 
 Choice Communicator::Impl::check(const Operation& operation, const StagingGeometry* device) const {
   const int world = transport->world();
-  if (operation.collective > Collective::kBarrier || !operation.counts.empty()) {
-    throw usage_error(name(operation.collective), ": not there yet");
-  }
-  const bool has_op = reduces(operation.collective);
-  const bool rooted =
-      operation.collective == Collective::kBroadcast || operation.collective == Collective::kReduce;
-  if (has_op && !is_supported(operation.op, operation.dtype)) {
-    throw usage_error(name(operation.collective), ": operator ", name(operation.op),
-                      " is not defined for ", name(operation.dtype));
-  }
-  if (rooted && (operation.root < 0 || operation.root >= world)) {
-    throw usage_error(name(operation.collective), ": root ", operation.root,
-                      " is not a rank of 0..", world - 1);
-  }
-  const size_t elem = size_bytes(operation.dtype);
-  if (operation.count > SIZE_MAX / elem / world) {
-    throw usage_error(name(operation.collective), ": ", operation.count,
-                      " elements are more than memory can hold");
-  }
-  const bool root_only = rooted && operation.root == transport->rank();
-  const bool needs_input = operation.collective != Collective::kBroadcast || root_only;
-  const bool needs_output = operation.collective != Collective::kReduce || root_only;
-  if (operation.count > 0 && operation.collective != Collective::kBarrier &&
-      ((needs_input && operation.input == nullptr) ||
-       (needs_output && operation.output == nullptr))) {
-    throw usage_error(name(operation.collective), ": a null buffer for ", operation.count,
-                      " elements");
-  }
-  const auto* input = static_cast<const std::byte*>(operation.input);
-  const auto* output = static_cast<const std::byte*>(operation.output);
-  const size_t block = operation.count * elem;
-  const bool gather = operation.collective == Collective::kAllGather;
-  const bool scatter = operation.collective == Collective::kReduceScatter;
-  const size_t own = transport->rank() * block;
-  const bool in_place = gather    ? output + own == input
-                        : scatter ? input + own == output
-                                  : input == output;
-  if (needs_input && needs_output && !in_place &&
-      overlap(input, scatter ? block * world : block, output, gather ? block * world : block)) {
-    throw usage_error(name(operation.collective), ": input and output overlap in part");
-  }
+  check_operation(operation, transport->rank(), world);
   return choose(operation, options, world, device);
 }
 
@@ -173,10 +126,10 @@ void Communicator::Impl::run_alone(const Operation& operation) const {
 void Communicator::Impl::execute(const Operation& operation, const Choice& choice, bool patient) {
   if (const auto failure = transport->failure()) throw Error(failure->kind, failure->message);
   if (closing.load()) throw peer_error("the communicator is closed");
-  const bool barrier = operation.collective == Collective::kBarrier;
   OpRecord& record = last;
   ++record.sequence;
-  record.count = barrier ? 0 : operation.count;
+  record.count = told_count(operation, transport->world());
+  record.blocks = blocks_digest(operation);
   record.factor = operation.op == ReduceOp::kPremulSum ? operation.factor : 0;
   record.root = operation.root;
   record.collective = static_cast<uint8_t>(operation.collective);
@@ -196,7 +149,9 @@ void Communicator::Impl::execute(const Operation& operation, const Choice& choic
     task.input = static_cast<const std::byte*>(operation.input);
     task.output = static_cast<std::byte*>(operation.output);
     task.collective = operation.collective;
-    task.count = record.count;
+    task.count = operation.collective == Collective::kBarrier ? 0 : operation.count;
+    task.counts = operation.counts;
+    task.recv_counts = operation.recv_counts;
     task.dtype = operation.dtype;
     task.op = operation.op;
     task.factor = operation.factor;
@@ -327,9 +282,11 @@ LaneGeometry Communicator::geometry(int lane) const {
 }
 const CommunicatorOptions& Communicator::options() const { return impl_->options; }
 
-void Communicator::run(const Operation& operation) {
+void Communicator::run(const Operation& given) {
   Impl& impl = *impl_;
   impl.check_owner();
+  Operation room;
+  const Operation& operation = sized(given, world(), room);
   const Choice choice = impl.check(operation);
   std::unique_lock lock(impl.mutex);
   if (impl.closed) throw usage_error("the communicator is closed");
@@ -352,9 +309,11 @@ void Communicator::run(const Operation& operation) {
   if (error) throw Error(error->kind, error->message);
 }
 
-std::shared_ptr<Work> Communicator::submit(const Operation& operation) {
+std::shared_ptr<Work> Communicator::submit(const Operation& given) {
   Impl& impl = *impl_;
   impl.check_owner();
+  Operation room;
+  const Operation& operation = sized(given, world(), room);
   auto work = std::make_shared<Work>();
   Impl::Item item{operation, impl.check(operation), work};
   item.operation.interrupted = nullptr;  // not in another thread
@@ -414,8 +373,11 @@ void Communicator::open_device(int device, void* stream, const std::function<boo
   throw usage_error("the communicator is closed");
 }
 
-uint64_t Communicator::enqueue(const Operation& operation, void* caller) {
+uint64_t Communicator::enqueue(const Operation& given, void* caller) {
   Impl& impl = *impl_;
+  Operation room;
+  const Operation& operation = sized(given, world(), room);
+  dpcomm::check_on_device(operation);
   const auto device = impl.open_device_side();
   if (device == nullptr) throw usage_error("no device is open; open_device() comes first");
   if (operation.collective == Collective::kBarrier) {
@@ -465,7 +427,14 @@ void Communicator::about_to_block() {
   impl->hand_over();
 }
 
-std::pair<std::string, WireFormat> Communicator::choice(const Operation& operation) const {
+void Communicator::check_on_device(const Operation& operation) const {
+  Operation room;
+  dpcomm::check_on_device(sized(operation, world(), room));
+}
+
+std::pair<std::string, WireFormat> Communicator::choice(const Operation& given) const {
+  Operation room;
+  const Operation& operation = sized(given, world(), room);
   const Choice choice = choose(operation, impl_->options, world());
   return {kAlgorithms[choice.algorithm].name, choice.wire};
 }

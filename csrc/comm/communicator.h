@@ -41,10 +41,11 @@ struct CommunicatorOptions {
 /// One collective operation on buffers that the caller keeps alive until it is complete.
 struct Operation {
   Collective collective = Collective::kAllReduce;
-  /// all-reduce, broadcast, reduce: count elements. all-gather: count elements in, world * count
-  /// out. reduce-scatter: world * count in, count out. Input and output are the same buffer (or the
-  /// own block of the larger one) or do not overlap. Ranks that only send may leave output null,
-  /// ranks that only receive may leave input null.
+  /// all-reduce, broadcast, reduce: count elements. all-gather, gather: count elements in, world *
+  /// count out. reduce-scatter, scatter: world * count in, count out. all-to-all: world * count
+  /// both. Input and output are the same buffer (or the own block of the larger one) or do not
+  /// overlap; those of an all-to-all never do. Ranks that only send may leave output null, ranks
+  /// that only receive may leave input null.
   const void* input = nullptr;
   void* output = nullptr;
   size_t count = 0;
@@ -59,7 +60,7 @@ struct Operation {
   Dtype dtype = Dtype::kFloat32;
   ReduceOp op = ReduceOp::kSum;
   double factor = 1;  ///< of PREMUL_SUM
-  int root = 0;       ///< of broadcast and reduce
+  int root = 0;       ///< of broadcast, reduce, gather and scatter
   // Per call, in place of the communicator's options:
   std::optional<WireFormat> wire;
   std::string algorithm;                 ///< empty: the communicator's
@@ -128,6 +129,9 @@ class Communicator {
   /// UsageError ("no CUDA device: ...") where there is none, on all ranks. `interrupted` is as in
   /// Operation.
   void open_device(int device, void* stream, const std::function<bool()>& interrupted = {});
+  /// Throws UsageError for what runs on the CPU only: gather, scatter, all_to_all, and blocks of
+  /// unequal size. Sends nothing; enqueue() asks, too.
+  void check_on_device(const Operation& operation) const;
   /// Gives the operation, whose buffers are device memory, to the stream of the open device, behind
   /// all that `caller` has been given so far. Never blocks the host; an error that came meanwhile
   /// is thrown, as is a UsageError for what the device does not support. Barrier is for run() only.

@@ -29,9 +29,10 @@ std::string describe(const OpRecord& record) {
   std::string text = str(name(collective), " #", record.sequence);
   if (collective == Collective::kBarrier) return text;
   text += str(" (", record.count, " x ", name(static_cast<Dtype>(record.dtype)));
+  if (record.blocks != 0) text += str(" in unequal blocks, digest ", record.blocks);
   if (reduces(collective)) text += str(", ", name(static_cast<ReduceOp>(record.op)));
   if (record.op == static_cast<uint8_t>(ReduceOp::kPremulSum)) text += str(" ", record.factor);
-  if (collective == Collective::kBroadcast || collective == Collective::kReduce) {
+  if (is_rooted(collective)) {
     text += str(", root ", record.root);
   }
   text += str(", ", kAlgorithms[record.algorithm].name);
@@ -45,6 +46,8 @@ uint32_t fingerprint(const OpRecord& record) {
   agreed.finished = 0;
   agreed.alive_ns = 0;
   agreed.stage = 0;
+  // Each pair of ranks has a number of its own; their messages carry it.
+  if (agreed.collective == static_cast<uint8_t>(Collective::kAllToAll)) agreed.count = 0;
   uint64_t words[sizeof(OpRecord) / sizeof(uint64_t)];
   static_assert(sizeof(words) == sizeof(agreed));
   std::memcpy(words, &agreed, sizeof(words));

@@ -5,7 +5,6 @@
 #include <optional>
 
 #include "cpu/float_environment.h"
-#include "schedule/cut.h"
 
 namespace dpcomm {
 namespace {
@@ -56,12 +55,14 @@ void Executor::run(const Task& task) {
 
   const AlgorithmInfo& algorithm = kAlgorithms[task.algorithm];
   const LaneGeometry lane = transport_.geometry(algorithm.first_lane);
-  const Cut cut = choose_cut({task.algorithm, world_, task.root, task.count, elem_bytes_,
-                              block_elems(task.wire), lane.slots, lane.slot_bytes},
-                             wire_->slice_bytes);
-  const ScheduleParams params{rank_, world_, task.root, cut.slices};
-  partition_ = Partition(task.count, algorithm.chunks(params), cut.slices, cut.slot_elems,
-                         cut.grain, is_blocked(task.collective));
+  blocks_.reset(task.collective, rank_, world_, task.count, task.counts, task.recv_counts);
+  const size_t count = blocks_.largest();
+  cut_ = choose_cut({task.algorithm, world_, task.root, count, elem_bytes_, block_elems(task.wire),
+                     lane.slots, lane.slot_bytes},
+                    wire_->slice_bytes);
+  const ScheduleParams params{rank_, world_, task.root, cut_.slices};
+  partition_ = Partition(count, algorithm.chunks(params), cut_.slices, cut_.slot_elems, cut_.grain,
+                         has_blocks(task.collective));
   visit_schedule(task.algorithm,
                  [&]<class Schedule>(std::type_identity<Schedule>) { drive<Schedule>(params); });
 }
@@ -83,8 +84,11 @@ void Executor::drive(const ScheduleParams& params) {
       over = true;
     }
   };
-  // A barrier has no elements, but its messages are the point of it.
-  const size_t rounds = task_->collective == Collective::kBarrier ? 1 : partition_.rounds();
+  // A barrier has no elements, but its messages are the point of it; those of an all-to-all show
+  // that both ends of a pair know of the same number of elements, if only of none.
+  const bool always =
+      task_->collective == Collective::kBarrier || task_->collective == Collective::kAllToAll;
+  const size_t rounds = std::max<size_t>(partition_.rounds(), always);
   Lane lanes[Schedule::kLanes];
   int running = 0;
   for (int i = 0; i < Schedule::kLanes; ++i) {
@@ -126,16 +130,30 @@ bool Executor::ready(const Step& step) {
   return true;
 }
 
+/// True for a slice beyond the end of a block that is smaller than others: nobody sends it, as
+/// whoever has a part in it knows. (In an order in which a schedule can run with all its messages,
+/// it can run without some: what is left waits for no more than before.)
+bool Executor::is_left_out(const Slice& slice, size_t round) const {
+  if (!blocks_.unequal() || slice.elems > 0) return false;
+  return task_->collective != Collective::kAllToAll || round > 0;
+}
+
 bool Executor::try_step(const Step& step, size_t round) {
+  const bool unequal = blocks_.unequal();
+  Slice slice;
+  if (unequal) {
+    slice = locate(step, round);
+    if (is_left_out(slice, round)) return true;
+  }
   if (!ready(step)) return false;
-  const Slice slice = locate(step, round);
+  if (!unequal) slice = locate(step, round);
   for (int i = 0; i < step.recv_peers.count(); ++i) {
-    check_message(step.recv_peers[i], messages_[i], slice.wire_bytes);
+    check_message(step.recv_peers[i], messages_[i], slice);
   }
   if (slice.elems > 0) perform(step, slice);
   for (int i = 0; i < step.send_peers.count(); ++i) {
     send_channel(step.send_peers[i], step.send_lane)
-        .publish(static_cast<uint32_t>(slice.wire_bytes), tag_);
+        .publish(static_cast<uint32_t>(slice.wire_bytes), slice.tag);
     wire_bytes_ += slice.wire_bytes;
   }
   for (int i = 0; i < step.recv_peers.count(); ++i) {
@@ -145,17 +163,27 @@ bool Executor::try_step(const Step& step, size_t round) {
 }
 
 Executor::Slice Executor::locate(const Step& step, size_t round) const {
-  const Range range = partition_.slice(round, step.chunk, step.slice);
-  const size_t in_block = range.first * elem_bytes_;
-  const size_t in_tensor = (step.chunk * task_->count + range.first) * elem_bytes_;
+  const Block block = blocks_.of(step.chunk);
+  const Range range = range_of(step, round, block);
   Slice slice;
   slice.elems = range.count;
   slice.wire_bytes = wire_->slice_bytes(range.count);
-  const bool gather = task_->collective == Collective::kAllGather;
-  const bool scatter = task_->collective == Collective::kReduceScatter;
-  if (task_->input != nullptr) slice.own = task_->input + (scatter ? in_tensor : in_block);
-  if (task_->output != nullptr) slice.output = task_->output + (gather ? in_tensor : in_block);
+  // The number of elements goes into the tag where only the two ends of a channel know it.
+  slice.tag = tag_;
+  if (task_->collective == Collective::kAllToAll) slice.tag ^= static_cast<uint32_t>(block.count);
+  if (task_->input != nullptr) {
+    slice.own = task_->input + (block.in_input + range.first) * elem_bytes_;
+  }
+  if (task_->output != nullptr) {
+    slice.output = task_->output + (block.in_output + range.first) * elem_bytes_;
+  }
   return slice;
+}
+
+Range Executor::range_of(const Step& step, size_t round, const Block& block) const {
+  if (!blocks_.unequal()) return partition_.slice(round, step.chunk, step.slice);
+  const Partition own(block.count, 1, cut_.slices, cut_.slot_elems, cut_.grain, true);
+  return round < own.rounds() ? own.slice(round, 0, step.slice) : Range();
 }
 
 void Executor::perform(const Step& step, const Slice& slice) {

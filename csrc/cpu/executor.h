@@ -10,8 +10,10 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "cpu/blocks.h"
 #include "cpu/diagnosis.h"
 #include "cpu/progress.h"
+#include "schedule/cut.h"
 #include "schedule/registry.h"
 #include "schedule/step.h"
 #include "transport/channel.h"
@@ -26,6 +28,8 @@ struct Task {
   std::byte* output = nullptr;
   Collective collective = Collective::kAllReduce;
   size_t count = 0;
+  std::vector<size_t> counts;       ///< as in Operation, unless all blocks are of `count` elements
+  std::vector<size_t> recv_counts;  ///< of an all-to-all with `counts`
   Dtype dtype = Dtype::kFloat32;
   ReduceOp op = ReduceOp::kSum;
   double factor = 1;
@@ -57,6 +61,7 @@ class Executor {
   struct Slice {
     size_t elems = 0;
     size_t wire_bytes = 0;           ///< of the slice on a channel
+    uint32_t tag = 0;                ///< of its message
     const std::byte* own = nullptr;  ///< in the input
     std::byte* output = nullptr;
   };
@@ -64,9 +69,12 @@ class Executor {
   template <class Schedule>
   void drive(const ScheduleParams& params);
   bool try_step(const Step& step, size_t round);
+  bool is_left_out(const Slice& slice, size_t round) const;
   bool ready(const Step& step);
+  Range range_of(const Step& step, size_t round, const Block& block) const;
   Slice locate(const Step& step, size_t round) const;
-  void check_message(int peer, const Message& message, size_t bytes) const;
+  void check_message(int peer, const Message& message, const Slice& slice) const;
+  void check_block(int peer, const Message& message, const Slice& slice) const;
   void perform(const Step& step, const Slice& slice);
   void send_own(const Step& step, const Slice& slice);
   void receive(const Step& step, const Slice& slice);
@@ -104,10 +112,12 @@ class Executor {
   bool lossy_ = false;
   bool premultiplied_ = false;
   size_t elem_bytes_ = 0;
-  Partition partition_{0, 1, 1, 1, 1, false};
-  const Codec* tensor_ = nullptr;       // how the tensor's elements lie in memory
-  const Codec* wire_ = nullptr;         // how they lie in a slot
-  const Codec* accumulator_ = nullptr;  // how they lie in a tile
+  Blocks blocks_;
+  Cut cut_;
+  Partition partition_{0, 1, 1, 1, 1, false};  // of the tensor, or of the largest block
+  const Codec* tensor_ = nullptr;              // how the tensor's elements lie in memory
+  const Codec* wire_ = nullptr;                // how they lie in a slot
+  const Codec* accumulator_ = nullptr;         // how they lie in a tile
   const AccumulatorOps* arithmetic_ = nullptr;
 
   // Of the step that runs, by position in its peers.

@@ -4,8 +4,8 @@
 #include "cpu/executor.h"
 
 namespace dpcomm {
-void Executor::check_message(int peer, const Message& message, size_t bytes) const {
-  if (message.tag != tag_) {
+void Executor::check_message(int peer, const Message& message, const Slice& slice) const {
+  if (message.tag != slice.tag) {
     diagnosis_.check_disagreement(task_->record);
     const uint64_t sequence = task_->record.sequence;
     if (transport_.announced_at(peer, sequence).sequence == 0) {
@@ -13,15 +13,27 @@ void Executor::check_message(int peer, const Message& message, size_t bytes) con
                         describe(task_->record), ", but ", transport_.describe(peer),
                         " sent a message of another operation");
     }
+    if (task_->collective == Collective::kAllToAll) check_block(peer, message, slice);
     throw internal_error(describe(task_->record), ": ", transport_.describe(rank_),
                          " got a damaged message from ", transport_.describe(peer),
                          ": the ranks agree on the operation, the message does not");
   }
-  if (message.bytes != bytes) {
+  if (message.bytes != slice.wire_bytes) {
     throw internal_error(describe(task_->record), ": ", transport_.describe(rank_), " expected ",
-                         bytes, " bytes from ", transport_.describe(peer), " and got ",
+                         slice.wire_bytes, " bytes from ", transport_.describe(peer), " and got ",
                          message.bytes);
   }
+}
+
+/// Of an all-to-all, where only the two ends of a channel know how much it carries: throws
+/// UsageError if the message is the first one of a block of another size than this rank expects.
+void Executor::check_block(int peer, const Message& message, const Slice& slice) const {
+  const uint32_t sent = message.tag ^ tag_;
+  const uint32_t expected = slice.tag ^ tag_;
+  if (message.bytes != std::min<size_t>(sent, cut_.slot_elems) * elem_bytes_) return;
+  throw usage_error("ranks disagree: ", transport_.describe(peer), " sends ", sent, " elements to ",
+                    transport_.describe(rank_), ", which expects ", expected, ", in ",
+                    describe(task_->record));
 }
 
 std::vector<int> Executor::blocking_peers(const std::vector<const Step*>& waiting) {

@@ -4,6 +4,7 @@
 #include "schedule/chain.h"
 #include "schedule/collective.h"
 #include "schedule/direct.h"
+#include "schedule/direct_blocks.h"
 #include "schedule/double_tree.h"
 #include "schedule/one_shot.h"
 #include "schedule/ring.h"

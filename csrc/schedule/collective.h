@@ -39,6 +39,30 @@ DPCOMM_HD constexpr bool is_blocked(Collective collective) {
   return collective == Collective::kAllGather || collective == Collective::kReduceScatter;
 }
 
+/// True for what runs on the CPU only (schedule/host_algorithms.def).
+constexpr bool is_host_only(Collective collective) { return collective > Collective::kBarrier; }
+
+/// As is_blocked(), which knows the collectives of the kernels, for all of them.
+constexpr bool has_blocks(Collective collective) {
+  return is_blocked(collective) || is_host_only(collective);
+}
+
+/// True where one rank is the root.
+constexpr bool is_rooted(Collective collective) {
+  return collective == Collective::kBroadcast || collective == Collective::kReduce ||
+         collective == Collective::kGather || collective == Collective::kScatter;
+}
+
+/// True where `rank` has an input (an output) if the root is `root`.
+constexpr bool has_input(Collective collective, int rank, int root) {
+  const bool from_root = collective == Collective::kBroadcast || collective == Collective::kScatter;
+  return !from_root || rank == root;
+}
+constexpr bool has_output(Collective collective, int rank, int root) {
+  const bool to_root = collective == Collective::kReduce || collective == Collective::kGather;
+  return !to_root || rank == root;
+}
+
 /// A range of elements.
 struct Range {
   size_t first = 0;

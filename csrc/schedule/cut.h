@@ -17,7 +17,7 @@ struct CutParams {
   int algorithm = 0;  ///< index into kAlgorithms
   int world = 1;
   int root = 0;
-  size_t count = 0;        ///< elements of the tensor, or of a block (is_blocked)
+  size_t count = 0;        ///< elements of the tensor, or of the largest block (has_blocks)
   size_t elem_bytes = 4;   ///< of the tensor
   size_t block_elems = 1;  ///< of the wire format
   int slots = 1;           ///< of a channel
@@ -54,7 +54,9 @@ Cut choose_cut(const CutParams& params, SliceBytes slice_bytes) {
   if (cut.grain < 1) cut.grain = 1;
   if (cut.grain < params.block_elems) cut.grain = params.block_elems;
   cut.slot_elems = elems_per_slot(slice_bytes, params.slot_bytes, cut.grain);
-  const bool blocked = is_blocked(algorithm.collective);
+  const bool blocked = has_blocks(algorithm.collective);
+  // A pair of ranks cuts its block alone: there is no count that all know.
+  if (algorithm.collective == Collective::kAllToAll) return cut;
   ScheduleParams trial{0, params.world, params.root, 1};
   const int chunks = algorithm.chunks(trial);
   for (; cut.slices < kMaxSlices; ++cut.slices) {

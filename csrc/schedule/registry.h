@@ -27,6 +27,7 @@ inline constexpr AlgorithmInfo kAlgorithms[] = {
   {Collective::collective, name,           Class::kLanes,     Class::kFirstLane, \
    Class::kChannelLanes,   &Class::chunks, &Class::min_slots, &Class::roundings},
 #include "schedule/algorithms.def"
+#include "schedule/host_algorithms.def"
 #undef DPCOMM_ALGORITHM
 };
 inline constexpr int kAlgorithmCount = sizeof(kAlgorithms) / sizeof(kAlgorithms[0]);
@@ -46,6 +47,7 @@ DPCOMM_HD decltype(auto) visit_schedule(int index, Visitor&& visitor) {
 #define DPCOMM_ALGORITHM(collective, name, Class) \
   if (index == i++) return visitor(std::type_identity<Class>());
 #include "schedule/algorithms.def"
+#include "schedule/host_algorithms.def"
 #undef DPCOMM_ALGORITHM
   return visitor(std::type_identity<TwoShotAllReduce>());  // unreachable for a valid index
 }

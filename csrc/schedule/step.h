@@ -127,7 +127,7 @@ struct Step {
 struct ScheduleParams {
   int32_t rank = 0;
   int32_t world = 1;
-  int32_t root = 0;    ///< broadcast and reduce only
+  int32_t root = 0;    ///< where there is one (is_rooted)
   int32_t slices = 1;  ///< slices per chunk
 };
 

@@ -68,7 +68,7 @@ struct OpRecord {
   uint64_t sequence = 0;  ///< number of the operation in its communicator, from 1
   uint64_t finished = 0;  ///< number of the last operation that this rank finished
   int64_t alive_ns = 0;   ///< now_ns() when this rank last showed that it runs
-  uint64_t count = 0;     ///< elements
+  uint64_t count = 0;     ///< elements; in blocks of unequal size, all of them
   double factor = 0;      ///< of PREMUL_SUM
   int32_t root = 0;
   uint8_t collective = 0;    ///< Collective
@@ -77,7 +77,8 @@ struct OpRecord {
   uint8_t wire = 0;          ///< WireFormat
   uint8_t algorithm = 0;     ///< index into kAlgorithms
   uint8_t stage = 0;         ///< Stage; of operations on a device
-  uint8_t reserved[6] = {};  ///< no padding: the record is hashed as words
+  uint8_t reserved[2] = {};  ///< no padding: the record is hashed as words
+  uint32_t blocks = 0;       ///< digest of the sizes of blocks; 0: of equal size, or known to few
 };
 
 static_assert(sizeof(OpRecord) == 56);

@@ -321,9 +321,7 @@ class Prover {
 
   void read(const At& at) {
     const Phase& phase = this->phase(at.phase);
-    const Collective collective = phase.info().collective;
-    if ((collective == Collective::kBroadcast && at.rank != phase.operation.root) ||
-        (collective == Collective::kAllGather && at.rank != at.step().chunk)) {
+    if (!has_input(phase, at.rank, at.step().chunk)) {
       refute(at, "reads an input that the rank does not have");
     }
     PhaseState::Slice& slice = this->slice(at);
@@ -333,15 +331,46 @@ class Prover {
     slice.read_once |= bit;
   }
 
-  static bool has_output(const Phase& phase, int rank, int chunk) {
+  /// Whose input a chunk is where it is one rank's alone, else -1.
+  int source_of(const Phase& phase, int chunk) const {
+    switch (phase.info().collective) {
+      case Collective::kBroadcast:
+      case Collective::kScatter:
+        return phase.operation.root;
+      case Collective::kAllGather:
+      case Collective::kGather:
+        return chunk;
+      case Collective::kAllToAll:
+        return chunk / plan_.world;
+      default:
+        return -1;
+    }
+  }
+
+  /// Whose output it is where it is one rank's alone, else -1. In an all-to-all source and
+  /// destination are all that there is to a chunk: it ends at the one, at the place of the other.
+  int destination_of(const Phase& phase, int chunk) const {
     switch (phase.info().collective) {
       case Collective::kReduce:
-        return rank == phase.operation.root;
+      case Collective::kGather:
+        return phase.operation.root;
       case Collective::kReduceScatter:
-        return rank == chunk;
+      case Collective::kScatter:
+        return chunk;
+      case Collective::kAllToAll:
+        return chunk % plan_.world;
       default:
-        return true;
+        return -1;
     }
+  }
+
+  bool has_input(const Phase& phase, int rank, int chunk) const {
+    const int source = source_of(phase, chunk);
+    return source < 0 || source == rank;
+  }
+  bool has_output(const Phase& phase, int rank, int chunk) const {
+    const int destination = destination_of(phase, chunk);
+    return destination < 0 || destination == rank;
   }
 
   void keep(const At& at, Values::Id id) {
@@ -370,10 +399,8 @@ class Prover {
 
   void check_value(const At& at, Values::Id id) {
     const Phase& phase = this->phase(at.phase);
-    const Collective collective = phase.info().collective;
-    if (!reduces(collective)) {
-      const int from =
-          collective == Collective::kBroadcast ? phase.operation.root : at.step().chunk;
+    if (!reduces(phase.info().collective)) {
+      const int from = source_of(phase, at.step().chunk);
       if (values_.contributions(id) == 1 && values_.has_contribution(id, from)) return;
       refute(at, str("keeps a value that is not the input of rank ", from));
     }

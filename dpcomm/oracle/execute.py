@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +25,11 @@ Array = npt.NDArray[Any]
 _Key = tuple[int, int, int]
 
 _REDUCING: Final = ("all_reduce", "reduce", "reduce_scatter")
-_BLOCKED: Final = ("all_gather", "reduce_scatter")
+_BLOCKED: Final = ("all_gather", "reduce_scatter", "gather", "scatter", "all_to_all")
+_GATHERS: Final = ("all_gather", "gather")
+_SCATTERS: Final = ("reduce_scatter", "scatter")
+_FROM_ROOT: Final = ("broadcast", "scatter")
+_TO_ROOT: Final = ("reduce", "gather")
 _MAX_SLICES: Final = 2
 _GRAIN_BYTES: Final = 64
 
@@ -54,7 +58,8 @@ def partition(
     algorithm is safe with them.
 
     Args:
-        count: elements of the tensor; of each rank's block for all_gather and reduce_scatter.
+        count: elements of the tensor; where it has blocks (all_gather, reduce_scatter, gather,
+            scatter, all_to_all) of the largest one.
 
     Raises:
         UsageError: a slot is too small for one grain, or the algorithm does not exist.
@@ -68,9 +73,15 @@ def partition(
         raise UsageError(f"a slot of {geometry.slot_bytes} bytes is too small")
     info = find(algorithm, collective)
     blocked = collective in _BLOCKED
-    for slices in range(1, _MAX_SLICES + 1):
+    # A pair of ranks cuts its block of an all_to_all alone: there is no count that all know.
+    most = 1 if collective == "all_to_all" else _MAX_SLICES
+    for slices in range(1, most + 1):
         found = Partition(count, info.chunks(world), slices, grains * grain, grain, blocked)
-        if found.rounds() <= 1 or info.min_slots(world, slices + 1) > geometry.slots:
+        if (
+            found.rounds() <= 1
+            or slices == most
+            or info.min_slots(world, slices + 1) > geometry.slots
+        ):
             break
     return found
 
@@ -87,18 +98,25 @@ def execute(
     factor: float = 1.0,
     geometry: Geometry = Geometry(4, 1 << 18),
     cut: Partition | None = None,
+    counts: Sequence[int] | None = None,
+    pairs: Sequence[Sequence[int]] | None = None,
 ) -> list[Array | None]:
     """Runs a collective for all ranks.
 
     Args:
         inputs: one flat tensor per rank (bfloat16 as its uint16 bits, bool as uint8). all_reduce,
-            broadcast, reduce, all_gather: count elements; reduce_scatter: world * count. None
-            is allowed where a rank has no input (broadcast, but for the root).
+            broadcast, reduce, all_gather, gather: count elements; reduce_scatter, scatter,
+            all_to_all: world * count. None is allowed where a rank has no input (broadcast and
+            scatter, but for the root).
         factor: of PREMUL_SUM.
         cut: the partition to use, in place of the one that follows from `geometry`.
+        counts: elements of each rank's block, where they differ; not of all_to_all.
+        pairs: of an all_to_all with blocks that differ: ``pairs[s][t]`` elements go from rank s
+            to rank t.
 
     Returns:
-        The output tensor of every rank, None where a rank has none (reduce, but for the root).
+        The output tensor of every rank, None where a rank has none (reduce and gather, but for the
+        root).
         NaN that a reduction makes is canonical.
 
     Raises:
@@ -109,10 +127,10 @@ def execute(
     reducing = collective in _REDUCING
     _check(op, dtype, wire, reducing)
     world = len(inputs)
-    count = _count(collective, inputs, root)
+    blocks = _Blocks.of(collective, inputs, root, counts, pairs)
     if cut is None:
-        cut = partition(collective, algorithm, world, count, dtype, wire, geometry)
-    run = _Run(collective, inputs, op if reducing else "", dtype, wire, root, factor, cut, count)
+        cut = partition(collective, algorithm, world, max(blocks.sizes), dtype, wire, geometry)
+    run = _Run(collective, inputs, op if reducing else "", dtype, wire, root, factor, cut, blocks)
     if world == 1:
         run.copy_own_input()
         return run.outputs
@@ -134,14 +152,61 @@ def _check(op: str, dtype: str, wire: str, reducing: bool) -> None:
 
 def _count(collective: str, inputs: Sequence[Array | None], root: int) -> int:
     """Elements of the tensor, or of a block."""
-    first = inputs[root if collective == "broadcast" else 0]
+    first = inputs[root if collective in _FROM_ROOT else 0]
     if first is None:
         raise UsageError("the rank that the data come from has no input")
-    if collective == "reduce_scatter":
+    if collective in _SCATTERS or collective == "all_to_all":
         if first.size % len(inputs):
-            raise UsageError("reduce_scatter needs a block for each rank")
+            raise UsageError(f"{collective} needs a block for each rank")
         return first.size // len(inputs)
     return first.size
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """The chunks of a collective as parts of tensors, in elements; for what has no blocks, one."""
+
+    sizes: list[int]
+    """Of each chunk; of an all_to_all, the one from rank s to rank t is chunk s * world + t."""
+    in_input: list[int]
+    """Where it begins in the input of a rank that has it."""
+    in_output: list[int]
+    unequal: bool
+
+    @classmethod
+    def of(
+        cls,
+        collective: str,
+        inputs: Sequence[Array | None],
+        root: int,
+        counts: Sequence[int] | None,
+        pairs: Sequence[Sequence[int]] | None,
+    ) -> _Blocks:
+        world = len(inputs)
+        unequal = counts is not None or pairs is not None
+        count = 0 if unequal else _count(collective, inputs, root)
+        if collective == "all_to_all":
+            table = np.array(pairs if pairs is not None else [[count] * world] * world, np.int64)
+            return cls(
+                table.reshape(-1).tolist(),
+                (np.cumsum(table, axis=1) - table).reshape(-1).tolist(),
+                (np.cumsum(table, axis=0) - table).reshape(-1).tolist(),
+                unequal,
+            )
+        if collective not in _BLOCKED:
+            return cls([count], [0], [0], False)
+        sizes = list(counts) if counts is not None else [count] * world
+        first = (np.cumsum(sizes) - sizes).tolist()
+        nowhere = [0] * world
+        scatters = collective in _SCATTERS
+        return cls(sizes, first if scatters else nowhere, nowhere if scatters else first, unequal)
+
+    def output_elems(self, collective: str, rank: int, world: int) -> int:
+        if collective == "all_to_all":
+            return sum(self.sizes[rank::world])
+        if collective in _GATHERS:
+            return sum(self.sizes)
+        return self.sizes[rank if collective in _SCATTERS else 0]
 
 
 def _in_order(steps: Sequence[PlanStep]) -> list[PlanStep]:
@@ -183,18 +248,17 @@ class _Run:
         root: int,
         factor: float,
         cut: Partition,
-        count: int,
+        blocks: _Blocks,
     ) -> None:
         self.inputs = inputs
         self.world = len(inputs)
         self.op, self.dtype, self.wire, self.factor = op, dtype, wire, factor
-        self.cut, self.count = cut, count
-        self.scatters = collective == "reduce_scatter"
-        self.gathers = collective == "all_gather"
+        self.cut, self.blocks = cut, blocks
+        self.blocked = collective in _BLOCKED
         self.channels: dict[_Key, deque[Array]] = {}
         self.outputs: list[Array | None] = [
-            np.zeros(count * (self.world if self.gathers else 1), codecs.tensor_dtype(dtype))
-            if collective != "reduce" or rank == root
+            np.zeros(blocks.output_elems(collective, rank, self.world), codecs.tensor_dtype(dtype))
+            if collective not in _TO_ROOT or rank == root
             else None
             for rank in range(self.world)
         ]
@@ -210,11 +274,19 @@ class _Run:
             output[:] = codecs.store(self.dtype, codecs.premultiply(self.dtype, acc, self.factor))
 
     def step(self, step: PlanStep, round_: int) -> None:
-        first, elems = self.cut.slice(round_, step.chunk, step.slice)
-        in_tensor = slice(first, first + elems)
-        in_block = slice(step.chunk * self.count + first, step.chunk * self.count + first + elems)
-        source = in_block if self.scatters else in_tensor
-        target = in_block if self.gathers else in_tensor
+        chunk = step.chunk if self.blocked else 0
+        cut = self.cut
+        if self.blocks.unequal:
+            cut = replace(cut, count=self.blocks.sizes[chunk])
+            if round_ >= cut.rounds():
+                return  # beyond the end of this block
+        first, elems = cut.slice(round_, step.chunk, step.slice)
+        source = slice(
+            self.blocks.in_input[chunk] + first, self.blocks.in_input[chunk] + first + elems
+        )
+        target = slice(
+            self.blocks.in_output[chunk] + first, self.blocks.in_output[chunk] + first + elems
+        )
         if Primitive.REDUCE in step.primitive:
             kept, sent = self._reduce(step, source, elems)
         elif Primitive.RECV in step.primitive:

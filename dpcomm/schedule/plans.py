@@ -11,7 +11,10 @@ from dpcomm.errors import UsageError
 
 __all__ = ["COLLECTIVES", "Algorithm", "PlanStep", "Primitive", "algorithms", "find", "plan"]
 
-COLLECTIVES: Final = ("all_reduce", "broadcast", "reduce", "all_gather", "reduce_scatter")
+COLLECTIVES: Final = (
+    *("all_reduce", "broadcast", "reduce", "all_gather", "reduce_scatter"),
+    *("gather", "scatter", "all_to_all"),
+)
 
 
 class Primitive(enum.IntFlag):
@@ -37,6 +40,8 @@ class Algorithm:
     first_lane: int
     """Of the channels that it uses."""
     channel_lanes: int
+    on_devices: bool
+    """The kernels run it, too; else it is for the CPU only (schedule/host_algorithms.def)."""
 
     def chunks(self, world: int) -> int:
         """Chunks in a round."""
@@ -80,6 +85,8 @@ class PlanStep:
 def algorithms(collective: str | None = None) -> list[Algorithm]:
     """All algorithms, or those of one collective, in the order of schedule/algorithms.def.
 
+    Those of schedule/host_algorithms.def come after them.
+
     Raises:
         UsageError: `collective` is not one of COLLECTIVES.
     """
@@ -117,7 +124,7 @@ def plan(
     Args:
         algorithm: a name from `algorithms(collective)`.
         world: number of ranks.
-        root: of broadcast and reduce.
+        root: of broadcast, reduce, gather and scatter.
         slices: slices per chunk.
         rounds: how often the schedule is passed.
 

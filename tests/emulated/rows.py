@@ -14,7 +14,8 @@ from dpcomm.oracle import wire as codecs
 from dpcomm.schedule.plans import algorithms, find
 
 #: (collective, algorithm, by packets)
-KERNELS = [(a.collective, a.name, False) for a in algorithms()] + [("all_reduce", "one_shot", True)]
+KERNELS = [(a.collective, a.name, False) for a in algorithms() if a.on_devices]
+KERNELS += [("all_reduce", "one_shot", True)]
 PARAMETERS: dict[str, tuple[Any, ...]] = {
     "kernel": tuple(KERNELS),
     "wire": ("native", "fp16", "bf16", "int8"),

@@ -182,6 +182,7 @@ def test_a_fused_fp16_ring_moves_few_bytes(source: Emulation) -> None:
 OTHERS = [
     (algorithm, wire)
     for algorithm in algorithms()
+    if algorithm.on_devices
     for wire in ("native", "fp16")
     if algorithm.collective != "all_reduce"
     and (wire == "native" or algorithm.collective in REDUCING)
