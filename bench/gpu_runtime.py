@@ -1,4 +1,4 @@
-"""The few calls of CUDA's runtime that gpu_check.py makes, by ctypes.
+"""The few calls of CUDA's runtime that gpu_check.py and the tests make, by ctypes.
 
 Streams, events and graphs are handles (numbers), memory is an address.
 """
@@ -26,7 +26,11 @@ Pointer = ctypes.c_void_p
 
 
 class CudaError(RuntimeError):
-    """A call of CUDA's gave an error."""
+    """A call of CUDA's gave an error; `number` is CUDA's, 0 where there is none."""
+
+    def __init__(self, text: str, number: int = 0) -> None:
+        super().__init__(text)
+        self.number = number
 
 
 def libraries() -> Iterator[Path | str]:
@@ -45,23 +49,23 @@ def libraries() -> Iterator[Path | str]:
         yield found
 
 
-def load() -> ctypes.CDLL:
+def load(library: Path | None = None) -> ctypes.CDLL:
     """Raises CudaError with advice where there is none."""
-    for path in libraries():
+    for path in (library,) if library else libraries():
         try:
-            library = ctypes.CDLL(str(path))
+            loaded = ctypes.CDLL(str(path))
         except OSError:
             continue
-        library.cudaGetErrorString.restype = ctypes.c_char_p
-        return library
+        loaded.cudaGetErrorString.restype = ctypes.c_char_p
+        return loaded
     raise CudaError("no libcudart: set CUDA_HOME, or pip install nvidia-cuda-runtime")
 
 
 class Runtime:
     """One device of this process."""
 
-    def __init__(self, device: int = 0) -> None:
-        self.library = load()
+    def __init__(self, device: int = 0, library: Path | None = None) -> None:
+        self.library = load(library)
         self.device = device
         self.call("cudaSetDevice", device)
 
@@ -70,7 +74,7 @@ class Runtime:
         if error:
             text = self.library.cudaGetErrorString(error).decode()
             self.library.cudaGetLastError()
-            raise CudaError(f"{name}: {text} ({error})")
+            raise CudaError(f"{name}: {text} ({error})", error)
 
     def made(self, name: str, *arguments: Any) -> int:
         """A call that gives a handle through its first argument."""
@@ -122,11 +126,15 @@ class Runtime:
         self.call("cudaMemcpyAsync", *arguments)
 
     # --- order and time ---
-    def stream(self) -> int:
-        return self.made("cudaStreamCreateWithFlags", NON_BLOCKING)
+    def stream(self, flags: int = NON_BLOCKING) -> int:
+        return self.made("cudaStreamCreateWithFlags", flags)
 
-    def synchronize(self, stream: int) -> None:
-        self.call("cudaStreamSynchronize", Pointer(stream))
+    def synchronize(self, stream: int | None = None) -> None:
+        """Waits for a stream, or for the device."""
+        if stream is None:
+            self.call("cudaDeviceSynchronize")
+        else:
+            self.call("cudaStreamSynchronize", Pointer(stream))
 
     def event(self) -> int:
         return self.made("cudaEventCreate")
@@ -141,8 +149,8 @@ class Runtime:
         return value.value * 1e3
 
     # --- graphs ---
-    def begin_capture(self, stream: int) -> None:
-        self.call("cudaStreamBeginCapture", Pointer(stream), RELAXED)
+    def begin_capture(self, stream: int, mode: int = RELAXED) -> None:
+        self.call("cudaStreamBeginCapture", Pointer(stream), mode)
 
     def end_capture(self, stream: int) -> int:
         """The executable graph."""
