@@ -186,8 +186,7 @@ class TcpStore:
                 return _receive(self._connection)
         except OSError as error:  # also ConnectionError and a timeout
             raise PeerError(
-                f"rank 0, which keeps the store at {self._address}, went away during the start: "
-                f"{error}"
+                f"rank 0, which keeps the store at {self._address}, went away during the start"
             ) from error
 
     def close(self) -> None:
@@ -219,7 +218,7 @@ class TorchStore:
         except RuntimeError as error:
             # Every store throws a class of its own when time runs out, and rounds.
             if time.monotonic() < deadline - max(0.25 * timeout, 0.05):
-                raise PeerError(f"the store that the ranks meet in failed: {error}") from error
+                raise PeerError("the store that the ranks meet in failed") from error
             if not self._store.check([key]):
                 return None
         value: bytes = self._store.get(key)

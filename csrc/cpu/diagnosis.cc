@@ -1,5 +1,6 @@
 #include "cpu/diagnosis.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/clock.h"
@@ -16,6 +17,16 @@ namespace {
 // or stopped. Generous, because the machine may be overloaded.
 constexpr int64_t kStillNs = 500'000'000;
 
+/// The name of an enumeration's value, or "<what> <number>" for a number that is none.
+template <class Enumeration>
+std::string name_of(uint8_t value, int count, const char* what) {
+  return value < count ? name(static_cast<Enumeration>(value)) : str(what, " ", int{value});
+}
+
+std::string algorithm_name(uint8_t index) {
+  return index < kAlgorithmCount ? kAlgorithms[index].name : str("algorithm ", int{index});
+}
+
 }  // namespace
 
 std::string joined(const std::vector<std::string>& parts, const char* separator) {
@@ -26,18 +37,20 @@ std::string joined(const std::vector<std::string>& parts, const char* separator)
 
 std::string describe(const OpRecord& record) {
   const auto collective = static_cast<Collective>(record.collective);
-  std::string text = str(name(collective), " #", record.sequence);
+  std::string text = str(name_of<Collective>(record.collective, kCollectives, "collective"), " #",
+                         record.sequence);
   if (collective == Collective::kBarrier) return text;
-  text += str(" (", record.count, " x ", name(static_cast<Dtype>(record.dtype)));
+  text += str(" (", record.count, " x ", name_of<Dtype>(record.dtype, kDtypes, "dtype"));
   if (record.blocks != 0) text += str(" in unequal blocks, digest ", record.blocks);
-  if (reduces(collective)) text += str(", ", name(static_cast<ReduceOp>(record.op)));
+  if (reduces(collective)) text += ", " + name_of<ReduceOp>(record.op, kReduceOps, "operator");
   if (record.op == static_cast<uint8_t>(ReduceOp::kPremulSum)) text += str(" ", record.factor);
   if (is_rooted(collective)) {
     text += str(", root ", record.root);
   }
-  text += str(", ", kAlgorithms[record.algorithm].name);
-  const auto wire = static_cast<WireFormat>(record.wire);
-  if (wire != WireFormat::kNative) text += str(", wire ", name(wire));
+  text += ", " + algorithm_name(record.algorithm);
+  if (static_cast<WireFormat>(record.wire) != WireFormat::kNative) {
+    text += ", wire " + name_of<WireFormat>(record.wire, kWireFormats, "format");
+  }
   return text + ")";
 }
 
@@ -65,8 +78,8 @@ uint32_t fingerprint(const OpRecord& record) {
 void Diagnosis::check_disagreement(const OpRecord& operation) const {
   const int rank = transport_.rank();
   const uint64_t now = operation.sequence;
-  for (uint64_t sequence = now > kKeptOperations ? now - kKeptOperations + 1 : 1; sequence <= now;
-       ++sequence) {
+  for (uint64_t back = std::min(now, kKeptOperations); back-- > 0;) {  // the oldest first
+    const uint64_t sequence = now - back;
     const OpRecord mine = transport_.announced_at(rank, sequence, place_);
     if (mine.sequence == 0) continue;
     for (int peer = 0; peer < transport_.world(); ++peer) {
@@ -76,7 +89,7 @@ void Diagnosis::check_disagreement(const OpRecord& operation) const {
       throw usage_error("ranks disagree: ", transport_.describe(first ? rank : peer), " called ",
                         describe(first ? mine : other), ", but ",
                         transport_.describe(first ? peer : rank), " called ",
-                        describe(first ? other : mine));
+                        describe(first ? other : mine), report(mine));
     }
   }
 }
@@ -103,7 +116,22 @@ void Diagnosis::check_peers(const OpRecord& operation) const {
   }
   if (gone.empty()) return;
   throw peer_error(joined(gone, "; "), "; noticed by ", transport_.describe(transport_.rank()),
-                   " in ", describe(operation));
+                   " in ", describe(operation), report(operation));
+}
+
+std::string Diagnosis::report(const OpRecord& operation) const {
+  std::string text;
+  for (int peer = 0; peer < transport_.world(); ++peer) {
+    const uint64_t last = transport_.announced(peer, place_).sequence;
+    const PeerState state = transport_.peer_state(peer);
+    text += str("\n  ", transport_.describe(peer), ": ",
+                last < operation.sequence ? "did not arrive" : "arrived",
+                state == PeerState::kDead     ? ", died"
+                : state == PeerState::kClosed ? ", closed"
+                                              : "",
+                "; ", history(peer));
+  }
+  return text;
 }
 
 std::string Diagnosis::not_called(const OpRecord& operation) const {

@@ -8,7 +8,8 @@
 
 namespace dpcomm {
 
-/// "all_reduce #12 (1000 x float32, sum, two_shot, wire native)".
+/// "all_reduce #12 (1000 x float32, sum, two_shot)". Takes any record: it may come from memory that
+/// something else has written to.
 std::string describe(const OpRecord& record);
 
 /// What all ranks have to agree on, as a number; never 0.
@@ -33,6 +34,10 @@ class Diagnosis {
   void check_peers(const OpRecord& operation) const;
   /// What a rank did last: "in all_reduce #7 (...), finished last: barrier #6".
   std::string history(int rank) const;
+  /// How all ranks stand to the operation, one line for each, with what each finished last; begins
+  /// with a newline:
+  ///   rank 0 (pid 4709, host node1): arrived; in all_reduce #12 (...), finished last: barrier #11
+  std::string report(const OpRecord& operation) const;
   /// The ranks that have not called the operation; empty if all have.
   std::string not_called(const OpRecord& operation) const;
   /// The ranks that are in it and have not shown for a while that they run; empty if there is none.

@@ -85,7 +85,7 @@ void Executor::throw_timeout(const std::vector<const Step*>& waiting) {
   }
   throw timeout_error(describe(task_->record), " was not complete after ",
                       task_->limit.count() / 1000.0, " s on ", transport_.describe(rank_), ": ",
-                      reason);
+                      reason, diagnosis_.report(task_->record));
 }
 
 }  // namespace dpcomm

@@ -87,7 +87,7 @@ ProcessGroupDpcomm::ProcessGroupDpcomm(const c10::intrusive_ptr<c10d::Store>& st
     : Backend(rank, size) {
   translating([&] {
     options.name = agree_on_name(*store, rank, size, group_name, options.timeout);
-    StoreBootstrap bootstrap(store, "dpcomm/" + options.name + "/");
+    StoreBootstrap bootstrap(store, store_prefix(options.name));
     communicator_ = Communicator::create(rank, size, bootstrap, options);
   });
   const std::lock_guard<std::mutex> lock(registry().mutex);

@@ -1,11 +1,17 @@
 #include "torch/store_bootstrap.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <optional>
 #include <random>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/error.h"
+#include "base/log.h"
+#include "transport/handshake.h"
+#include "transport/rendezvous.h"
 
 namespace dpcomm {
 namespace {
@@ -13,18 +19,22 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-constexpr char kRefused = '!';  // begins an answer that is no name but an error
+constexpr milliseconds kLook{100};   // how long a look at the store may take
+constexpr milliseconds kGrace{400};  // for news of a decision that is due
 
 milliseconds left(Clock::time_point deadline) {
   const auto rest = std::chrono::duration_cast<milliseconds>(deadline - Clock::now());
   return std::max(rest, milliseconds(0));
 }
 
-/// For what a store throws besides a time limit that ran out.
+/// For what a store throws besides a time limit that ran out. Its text is not the same on all
+/// ranks, so that it goes to the log.
 Error store_failed(const std::exception& error) {
   const auto* from_torch = dynamic_cast<const c10::Error*>(&error);
-  return peer_error("the store that the ranks meet in failed: ",
-                    from_torch ? from_torch->what_without_backtrace() : error.what());
+  log_line(LogLevel::kWarn,
+           str("the store failed: ",
+               from_torch != nullptr ? from_torch->what_without_backtrace() : error.what()));
+  return peer_error("the store that the ranks meet in failed; is the process gone that keeps it?");
 }
 
 /// Waits for a key; false if `timeout` runs out. Stores throw for that, each its own class.
@@ -41,6 +51,14 @@ bool wait_for(c10d::Store& store, const std::string& key, milliseconds timeout) 
   }
 }
 
+/// A count that ranks add to. Throws InternalError where something else is in the store.
+int64_t count_of(c10d::Store& store, const std::string& key, int64_t more = 0) {
+  constexpr int64_t kMost = int64_t{1} << 48;
+  const int64_t count = store.add(key, more);
+  if (count < 0 || count > kMost) throw damaged("count of attempts", std::to_string(count));
+  return count;
+}
+
 /// The numbers of one rank's attempts in the store.
 class Attempts {
  public:
@@ -51,21 +69,28 @@ class Attempts {
         key_("dpcomm/attempt/" + std::to_string(rank) + "/") {}
 
   int64_t make() {
-    const int64_t attempt = store_.add(made_, 1);
-    store_.set(ask_key(attempt), std::string("1"));
+    const int64_t attempt = count_of(store_, made_, 1);
+    store_.set(ask_key(attempt), Presence::own().text());
     return attempt;
   }
   /// The newest attempt that waits for an answer, or 0.
   int64_t pending() {
-    const int64_t answered = store_.add(answered_, 0);
-    const int64_t made = store_.add(made_, 0);
+    const int64_t answered = count_of(store_, answered_);
+    const int64_t made = count_of(store_, made_);
     return made > answered ? made : 0;
   }
   /// Waits for the next attempt, at most `timeout`. It may have given up since.
   void wait(milliseconds timeout) {
-    wait_for(store_, ask_key(store_.add(answered_, 0) + 1), timeout);
+    wait_for(store_, ask_key(count_of(store_, answered_) + 1), timeout);
   }
-  void mark_answered(int64_t attempt) { store_.add(answered_, attempt - store_.add(answered_, 0)); }
+  void mark_answered(int64_t attempt) {
+    store_.add(answered_, attempt - count_of(store_, answered_));
+  }
+  /// Whose attempt it is; nothing for a moment after it was counted.
+  std::optional<Presence> presence(int64_t attempt) {
+    if (attempt == 0 || !store_.check({ask_key(attempt)})) return std::nullopt;
+    return Presence::parse(store_.get_to_str(ask_key(attempt)));
+  }
   std::string answer_key(int64_t attempt) const {
     return key_ + std::to_string(attempt) + "/answer";
   }
@@ -84,64 +109,155 @@ std::string unique_name(const std::string& group) {
   return std::string(digits) + "-" + group;
 }
 
-Error absent(c10d::Store& store, int rank, int world, const std::string& group,
-             milliseconds timeout) {
-  std::string ranks;
-  for (int other = 0; other < world; ++other) {
-    if (other == rank || Attempts(store, other).pending() != 0) continue;
-    ranks += (ranks.empty() ? "" : ", ") + std::to_string(other);
+/// A group's ranks that are about to agree, as one of them sees them.
+class Agreement {
+ public:
+  Agreement(c10d::Store& store, int rank, int world, const std::string& group, milliseconds timeout)
+      : store_(store),
+        rank_(rank),
+        world_(world),
+        group_(group),
+        timeout_(timeout),
+        deadline_(Clock::now() + timeout),
+        seen_(world) {}
+
+  std::string lead();
+  std::string follow(int64_t& attempt);
+  /// The error, or, where it comes from rank 0 and its store being gone, the one that says so.
+  Error explained(const Error& error) const;
+
+ private:
+  /// The attempt of a rank that waits, whose process is not known to be gone; else 0. Throws
+  /// PeerError if it is gone and was seen alive in this start.
+  int64_t alive(int rank);
+  int lowest_follower();
+  Error absent();
+  void answer_all(const std::string& answer);
+  [[noreturn]] void refuse(const Error& error);
+
+  c10d::Store& store_;
+  const int rank_, world_;
+  const std::string& group_;
+  const milliseconds timeout_;
+  const Clock::time_point deadline_;
+  std::vector<std::optional<Presence>> seen_;  // alive in this start
+};
+
+int64_t Agreement::alive(int rank) {
+  Attempts other(store_, rank);
+  const int64_t attempt = other.pending();
+  const auto presence = other.presence(attempt);
+  if (!presence) return attempt;
+  if (!presence->gone()) {
+    seen_[rank] = presence;
+    return attempt;
   }
-  return timeout_error("group '", group, "', rank ", rank, " of ", world, ": rank(s) ",
-                       ranks.empty() ? "that came meanwhile" : ranks, " did not come within ",
-                       timeout.count(), " ms");
+  if (seen_[rank] && seen_[rank]->text() == presence->text()) {
+    throw died_at_start(group_, world_, describe_rank(rank, presence->pid, presence->host));
+  }
+  other.mark_answered(attempt);  // of an earlier start
+  return 0;
 }
 
-/// Answers the newest attempt of every rank that waits for one.
-void answer_all(c10d::Store& store, int world, const std::string& answer) {
-  for (int rank = 1; rank < world; ++rank) {
-    Attempts other(store, rank);
+Error Agreement::absent() {
+  std::vector<Attendant> ranks(world_);
+  for (int rank = 0; rank < world_; ++rank) {
+    Attempts other(store_, rank);
+    ranks[rank].rank = rank;
+    const int64_t attempt = other.pending();
+    auto presence = other.presence(attempt);
+    if (rank == rank_) presence = Presence::own();
+    if (attempt == 0 && rank != rank_) continue;
+    ranks[rank].name =
+        presence ? describe_rank(rank, presence->pid, presence->host) : str("rank ", rank);
+    // Rank 0 would have answered.
+    const bool stuck = rank == 0 && rank_ != 0;
+    ranks[rank].attendance = stuck ? Attendance::kStuck : Attendance::kThere;
+  }
+  return absent_ranks(group_, ranks, timeout_);
+}
+
+/// Answers the newest attempt of every other rank (but 0) that waits for one.
+void Agreement::answer_all(const std::string& answer) {
+  for (int rank = 1; rank < world_; ++rank) {
+    if (rank == rank_) continue;
+    Attempts other(store_, rank);
     const int64_t attempt = other.pending();
     if (attempt == 0) continue;
     other.mark_answered(attempt);
-    store.set(other.answer_key(attempt), answer);
+    store_.set(other.answer_key(attempt), answer);
   }
 }
 
-std::string lead(c10d::Store& store, int world, const std::string& group, milliseconds timeout) {
-  const auto deadline = Clock::now() + timeout;
-  for (int rank = 1; rank < world; ++rank) {
-    Attempts other(store, rank);
-    while (other.pending() == 0) {
-      if (left(deadline) == milliseconds(0)) {
-        const Error error = absent(store, 0, world, group, timeout);
-        answer_all(store, world, kRefused + std::string(error.what()));
-        throw error;
+void Agreement::refuse(const Error& error) {
+  answer_all(error_text(error));
+  throw error;
+}
+
+std::string Agreement::lead() {
+  try {
+    for (int missing = 0; missing != world_;) {
+      for (int rank = missing = 1; rank < world_; ++rank) {  // all: one may have died meanwhile
+        if (alive(rank) != 0 && missing == rank) ++missing;
       }
-      other.wait(left(deadline));
+      if (missing == world_) break;
+      if (left(deadline_) == milliseconds(0)) throw absent();
+      Attempts(store_, missing).wait(std::min(left(deadline_), kLook));
     }
+  } catch (const Error& error) {
+    refuse(error);
   }
-  const std::string name = unique_name(group);
-  answer_all(store, world, name);
+  const std::string name = unique_name(group_);
+  StoreBootstrap bootstrap(c10::intrusive_ptr<c10d::Store>::reclaim_copy(&store_),
+                           store_prefix(name));
+  for (int rank = 1; rank < world_; ++rank) {  // so that nobody can die in between unnoticed
+    if (seen_[rank]) bootstrap.set(here_key(name, rank), seen_[rank]->text());
+  }
+  answer_all(name);
   return name;
 }
 
+Error Agreement::explained(const Error& error) const {
+  if (error.kind() != ErrorKind::kPeer || rank_ == 0 || !seen_[0]) return error;
+  const auto patience = Clock::now() + kGrace;
+  while (!seen_[0]->gone()) {
+    if (Clock::now() > patience) return error;
+    std::this_thread::sleep_for(milliseconds(5));
+  }
+  return died_at_start(group_, world_, describe_rank(0, seen_[0]->pid, seen_[0]->host));
+}
+
+/// The lowest rank but 0 that waits.
+int Agreement::lowest_follower() {
+  int rank = 1;
+  while (rank < rank_ && Attempts(store_, rank).pending() == 0) ++rank;
+  return rank;
+}
+
 /// A refusal may have been meant for an attempt before this one, so the rank asks again until its
-/// own time is up.
-std::string follow(c10d::Store& store, int rank, int world, const std::string& group,
-                   milliseconds timeout, int64_t& attempt) {
-  const auto deadline = Clock::now() + timeout;
-  Attempts own(store, rank);
-  std::string refusal;
+/// own time is up; but not after a death.
+std::string Agreement::follow(int64_t& attempt) {
+  Attempts own(store_, rank_);
+  std::optional<Error> refusal;
+  auto deadline = deadline_ + kGrace / 2;  // rank 0, which may have come later, decides first
+  bool late = false;
   for (;;) {
     const std::string key = own.answer_key(attempt);
-    if (!wait_for(store, key, left(deadline))) {
-      if (refusal.empty()) throw absent(store, rank, world, group, timeout);
-      throw timeout_error(refusal);
+    if (wait_for(store_, key, std::min(left(deadline), kLook))) {
+      const std::string answer = store_.get_to_str(key);
+      auto error = parse_error(answer);
+      if (!error) return parse_group_name(answer, group_);
+      if (late || error->kind() != ErrorKind::kTimeout) throw *error;
+      refusal = std::move(error);
+      attempt = own.make();
+      continue;
     }
-    const std::string answer = store.get_to_str(key);
-    if (answer[0] != kRefused) return answer;
-    refusal = answer.substr(1);
-    attempt = own.make();
+    alive(0);
+    if (left(deadline) > milliseconds(0)) continue;
+    if (refusal) throw *refusal;
+    if (late || lowest_follower() == rank_) refuse(absent());
+    late = true;  // another one decides
+    deadline = Clock::now() + kGrace;
   }
 }
 
@@ -160,24 +276,28 @@ bool StoreBootstrap::get(const std::string& key, milliseconds timeout, std::stri
   return true;
 }
 
+std::string store_prefix(const std::string& name) { return "dpcomm/" + name + "/"; }
+
 std::string agree_on_name(c10d::Store& store, int rank, int world, const std::string& group,
                           milliseconds timeout) {
   if (world == 1) return unique_name(group);
   Attempts own(store, rank);
-  int64_t attempt = own.make();
+  Agreement agreement(store, rank, world, group, timeout);
+  int64_t attempt = 0;
   try {
-    const std::string name = rank == 0 ? lead(store, world, group, timeout)
-                                       : follow(store, rank, world, group, timeout, attempt);
+    attempt = own.make();
+    const std::string name = rank == 0 ? agreement.lead() : agreement.follow(attempt);
     if (rank == 0) own.mark_answered(attempt);
     return name;
-  } catch (const Error&) {
+  } catch (const Error& error) {
+    const Error told = agreement.explained(error);
     try {
-      own.mark_answered(attempt);
+      if (attempt != 0) own.mark_answered(attempt);
     } catch (const std::exception&) {  // the store is gone: nobody will ask it
     }
-    throw;
+    throw told;
   } catch (const std::exception& error) {
-    throw store_failed(error);
+    throw agreement.explained(store_failed(error));
   }
 }
 

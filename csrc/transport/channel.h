@@ -123,7 +123,7 @@ class Transport {
     return last.sequence == sequence ? last : OpRecord();
   }
   virtual PeerState peer_state(int rank) const = 0;
-  /// "rank 1 (pid 4711)".
+  /// "rank 1 (pid 4711, host node1)".
   virtual std::string describe(int rank) const = 0;
   /// Makes the communicator unusable on every rank and wakes all. The first call on any rank wins;
   /// later ones change nothing.

@@ -1,14 +1,10 @@
 #include "transport/rendezvous.h"
 
-#include <signal.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <fstream>
 #include <random>
-#include <sstream>
+#include <thread>
 #include <utility>
 
 #include "base/env.h"
@@ -20,27 +16,11 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr milliseconds kLook{100};          // how long a look at the store may take
-constexpr milliseconds kGrace{2000};        // for news of a decision that is due
+constexpr milliseconds kGrace{400};         // for news of a decision that is due
 constexpr milliseconds kReadPatience{500};  // for ranks to read of an error
+constexpr milliseconds kGonePatience{300};  // from when a store fails until its process is gone
 constexpr int kRounds = 2;
 constexpr size_t kShrink = 4;  // factor between the sizes of slots that are tried
-
-/// Names the PID namespace of this process; 0 if that cannot be known.
-uint64_t pid_namespace() {
-  struct stat status;
-  return stat("/proc/self/ns/pid", &status) == 0 ? status.st_ino : 0;
-}
-
-/// True if there is no such process in this PID namespace, or nothing of it but its exit status.
-bool is_gone(pid_t pid) {
-  std::ifstream file(str("/proc/", pid, "/stat"));
-  if (!file) return kill(pid, 0) != 0 && errno == ESRCH;
-  std::string line;
-  std::getline(file, line);
-  const size_t name_end = line.rfind(')');
-  const char state = name_end + 2 < line.size() ? line[name_end + 2] : '?';
-  return state == 'Z' || state == 'X';
-}
 
 /// Rank 0 removes its file when all have opened it; the others do where it died before that.
 struct FileRemover {
@@ -57,37 +37,34 @@ std::string segment_folder(int round) {
 
 }  // namespace
 
-/// Where rank 0's segment is.
-struct Rendezvous::Offer {
-  pid_t pid = 0;
-  uint64_t pid_namespace = 0;
-  int fd = -1;
-  size_t slot_bytes = 0;
-  uint64_t nonce = 0;
-  std::string path;  // of a file with a name
-
-  std::string text() const {
-    return str("segment ", pid, ' ', pid_namespace, ' ', fd, ' ', slot_bytes, ' ', nonce, ' ',
-               path);
-  }
-  static Offer parse(const std::string& text) {
-    Offer offer;
-    std::istringstream in(text);
-    std::string word;
-    if (!(in >> word >> offer.pid >> offer.pid_namespace >> offer.fd >> offer.slot_bytes >>
-          offer.nonce)) {
-      throw internal_error("the store holds a damaged offer of a segment: '", text, "'");
-    }
-    std::getline(in >> std::ws, offer.path);
-    return offer;
-  }
-};
+std::string here_key(const std::string& group, int rank) {
+  return str("dpcomm/", group, "/here/", rank);
+}
 
 Rendezvous::Rendezvous(const TransportConfig& config)
-    : config_(config), deadline_(Clock::now() + config.timeout) {}
+    : config_(config), deadline_(Clock::now() + config.timeout), present_(config.world) {}
+
+template <class Call>
+auto Rendezvous::ask(Call&& call) {
+  try {
+    return call();
+  } catch (const std::exception& error) {
+    const auto* known = dynamic_cast<const Error*>(&error);
+    if (known != nullptr && known->kind() != ErrorKind::kPeer) throw;
+    if (config_.rank == 0 || !present_[0]) throw;
+    // The store is often kept by rank 0.
+    const auto patience = Clock::now() + kGonePatience;
+    while (!present_[0]->gone()) {
+      if (Clock::now() > patience) throw;
+      std::this_thread::sleep_for(milliseconds(5));
+    }
+    throw died_at_start(config_.name, config_.world,
+                        describe_rank(0, present_[0]->pid, present_[0]->host));
+  }
+}
 
 std::unique_ptr<Transport> Rendezvous::run() {
-  set(str("here/", config_.rank), "1");
+  set(str("here/", config_.rank), Presence::own().text());
   auto transport = config_.rank == 0 ? lead() : follow();
   const auto deadline = std::max(deadline_, Clock::now() + kGrace);
   transport->wait_for_all(config_, deadline);
@@ -109,8 +86,10 @@ Rendezvous::Attached Rendezvous::lead_round(int round) {
   try {
     Offer offer;
     Attached transport = create(round, &offer.nonce);
-    offer.pid = getpid();
-    offer.pid_namespace = pid_namespace();
+    const Presence own = Presence::own();
+    offer.pid = own.pid;
+    offer.pid_namespace = own.pid_namespace;
+    offer.born = own.born;
     offer.fd = transport->fd();
     offer.path = transport->path();
     offer.slot_bytes = transport->geometry(0).slot_bytes;
@@ -161,18 +140,25 @@ Rendezvous::Attached Rendezvous::create(int round, uint64_t* nonce) const {
 /// Waits for the answers of all ranks. Returns why a rank cannot attach, or nothing.
 std::string Rendezvous::collect_answers(const ShmTransport& transport, int round) {
   std::string refusal;
-  std::vector<int> absent;
+  std::vector<int> silent;
+  const auto look = [&] {
+    if (const auto failure = transport.failure()) throw Error(failure->kind, failure->message);
+    watch(transport, 1, config_.world);
+  };
   for (int rank = 1; rank < config_.world; ++rank) {
     std::string answer;
-    const auto look = [&] { watch(transport, 1, config_.world); };
     if (!get(str("answer/", round, "/", rank), answer, look)) {
-      absent.push_back(rank);
-    } else if (answer != "ok" && refusal.empty()) {
-      refusal = str("rank ", rank, " cannot open the segment of rank 0: ", answer);
+      silent.push_back(rank);
+    } else if (const auto why = parse_answer(answer); why && refusal.empty()) {
+      refusal = str("rank ", rank, " cannot open the segment of rank 0: ", *why);
     }
   }
-  if (!absent.empty()) throw absent_ranks(config_, absent);
-  return refusal;
+  if (silent.empty()) return refusal;
+  auto ranks = attendance(&transport);
+  for (const int rank : silent) {
+    if (ranks[rank].attendance == Attendance::kThere) ranks[rank].attendance = Attendance::kStuck;
+  }
+  throw absent_ranks(config_.name, ranks, config_.timeout);
 }
 
 /// Tells the others of an error, and stays until those who are there have read of it: the store may
@@ -180,16 +166,12 @@ std::string Rendezvous::collect_answers(const ShmTransport& transport, int round
 void Rendezvous::report(const std::string& key, const std::exception& error) noexcept {
   try {
     const auto* known = dynamic_cast<const Error*>(&error);
-    const ErrorKind kind = known != nullptr ? known->kind() : ErrorKind::kPeer;
-    set(key, str("error ", static_cast<int>(kind), ' ',
-                 known != nullptr ? "" : "rank 0: ", error.what()));
+    set(key, error_text(known != nullptr ? *known : peer_error("rank 0: ", error.what())));
     deadline_ = Clock::now() + kReadPatience;
     for (int rank = 1; rank < config_.world; ++rank) {
+      const Presence* there = presence(rank);
       std::string value;
-      if (config_.bootstrap->get(str("dpcomm/", config_.name, "/here/", rank), milliseconds(0),
-                                 value)) {
-        get(str("read/", rank), value);
-      }
+      if (there != nullptr && !there->gone()) get(str("read/", rank), value);
     }
   } catch (...) {  // the store is gone, or the user is impatient: the error itself counts
   }
@@ -199,34 +181,41 @@ void Rendezvous::report(const std::string& key, const std::exception& error) noe
 // ---------------------------------------------------------------------------------
 
 Rendezvous::Attached Rendezvous::follow() {
+  std::string text;
+  deadline_ += kGrace;  // rank 0, which may have come a little later, decides within its timeout
+  if (!get("here/0", text)) give_up(nullptr);
+  present_[0] = Presence::parse(text);
   for (int round = 0; round < kRounds; ++round) {
-    std::string text, verdict, answer = "ok";
-    if (!get(str("offer/", round), text)) rank_0_is_missing();
-    throw_if_error(text);
-    const Offer offer = Offer::parse(text);
-    const FileRemover remover{offer.path};
-    Attached transport;
-    try {
-      transport = attach(offer);
-    } catch (const Error& error) {
-      answer = error.what();
-    }
-    set(str("answer/", round, "/", config_.rank), answer);
-    deadline_ = Clock::now() + config_.timeout + kGrace;  // rank 0 decides within its timeout
-    const auto look = [&] {
-      if (transport != nullptr) return watch(*transport, 0, 1);
-      if (offer.pid_namespace == pid_namespace() && is_gone(offer.pid)) {
-        throw died_at_start(config_, describe_rank(0, offer.pid));
-      }
-    };
-    if (!get(str("verdict/", round), verdict, look)) rank_0_is_missing();
-    throw_if_error(verdict);
-    if (verdict != "go") continue;
-    if (transport == nullptr)
-      throw internal_error(answer);  // a second rank of this number is there
-    return transport;
+    if (auto transport = follow_round(round)) return transport;
   }
   throw internal_error("rank 0 of group '", config_.name, "' asked for one round too many");
+}
+
+/// The transport, or null if rank 0 wants another round.
+Rendezvous::Attached Rendezvous::follow_round(int round) {
+  std::string text, verdict, refusal;
+  if (!get(str("offer/", round), text, [&] { watch_process(0); })) give_up(nullptr);
+  throw_if_error(text);
+  const Offer offer = Offer::parse(text);
+  const FileRemover remover{offer.path};
+  Attached transport;
+  try {
+    transport = attach(offer);
+  } catch (const Error& error) {
+    refusal = error.what();
+  }
+  set(str("answer/", round, "/", config_.rank), refusal.empty() ? "ok" : refusal);
+  const auto look = [&] {
+    watch_process(0);
+    if (transport == nullptr) return;
+    if (const auto failure = transport->failure()) throw Error(failure->kind, failure->message);
+    watch(*transport, 0, 1);
+  };
+  if (!get(str("verdict/", round), verdict, look)) give_up(transport.get());
+  throw_if_error(verdict);
+  if (!parse_verdict(verdict)) return nullptr;
+  if (transport == nullptr) throw internal_error(refusal);  // a second rank of this number is there
+  return transport;
 }
 
 Rendezvous::Attached Rendezvous::attach(const Offer& offer) const {
@@ -237,25 +226,34 @@ Rendezvous::Attached Rendezvous::attach(const Offer& offer) const {
   return std::make_unique<ShmTransport>(config_.rank, offered, std::move(segment), offer.nonce);
 }
 
-void Rendezvous::rank_0_is_missing() {
-  std::vector<int> absent{0};
-  for (int rank = 1; rank < config_.world; ++rank) {
-    std::string value;
-    if (!get(str("here/", rank), value)) absent.push_back(rank);
+/// Rank 0 does not come, or does not decide. Throws the same error on all ranks that are there.
+void Rendezvous::give_up(ShmTransport* transport) {
+  const Error error = decided(absent_ranks(config_.name, attendance(transport), config_.timeout));
+  if (transport == nullptr) throw error;
+  transport->raise(error);
+}
+
+/// The error of the lowest rank that is there (but rank 0), which decides for all.
+Error Rendezvous::decided(const Error& own) {
+  int lowest = 1;
+  for (; lowest < config_.rank; ++lowest) {
+    const Presence* there = presence(lowest);
+    if (there != nullptr && !there->gone()) break;
   }
-  throw absent_ranks(config_, absent);
+  std::string text;
+  deadline_ = Clock::now() + kGrace;
+  if (lowest != config_.rank && get("decision", text)) {
+    if (const auto error = parse_error(text)) return *error;
+  }
+  set("decision", error_text(own));
+  return own;
 }
 
 void Rendezvous::throw_if_error(const std::string& text) {
-  std::istringstream in(text);
-  std::string word, message;
-  int kind = static_cast<int>(ErrorKind::kInternal);
-  in >> word;
-  if (word != "error") return;
-  in >> kind;
-  std::getline(in >> std::ws, message, '\0');
+  const auto error = parse_error(text);
+  if (!error) return;
   set(str("read/", config_.rank), "1");
-  throw Error(static_cast<ErrorKind>(kind), message);
+  throw *error;
 }
 
 // --- both
@@ -267,24 +265,69 @@ ArenaLayout Rendezvous::layout(size_t slot_bytes) const {
   return ArenaLayout{config.world, geometry_for(config)};
 }
 
+/// Who is there: by the segment where this rank has one, and by what ranks said at once.
+std::vector<Attendant> Rendezvous::attendance(const ShmTransport* transport) {
+  std::vector<Attendant> ranks;
+  if (transport != nullptr) ranks = transport->attendance(RankLine::kAttached);
+  ranks.resize(config_.world);
+  for (int rank = 0; rank < config_.world; ++rank) {
+    Attendant& each = ranks[rank];
+    each.rank = rank;
+    // Rank 0 would have decided; the others can do no more than come where there is no segment.
+    const bool undecided = rank == 0 && config_.rank != 0;
+    if (each.attendance != Attendance::kAbsent) {
+      if (undecided) each.attendance = Attendance::kStuck;
+      continue;
+    }
+    const Presence* there = rank == config_.rank ? nullptr : presence(rank);
+    if (there == nullptr && rank != config_.rank) continue;
+    const Presence own = there == nullptr ? Presence::own() : *there;
+    each.name = describe_rank(rank, own.pid, own.host);
+    each.attendance = undecided || transport != nullptr ? Attendance::kStuck : Attendance::kThere;
+  }
+  return ranks;
+}
+
 /// Throws PeerError if one of the ranks [first, last) has come and died.
-void Rendezvous::watch(const ShmTransport& transport, int first, int last) const {
+void Rendezvous::watch(const ShmTransport& transport, int first, int last) {
   for (int rank = first; rank < last; ++rank) {
-    if (transport.peer_state(rank) == PeerState::kDead)
-      throw died_at_start(config_, transport.describe(rank));
+    if (transport.peer_state(rank) == PeerState::kDead) {
+      throw died_at_start(config_.name, config_.world, transport.describe(rank));
+    }
+    if (!transport.has_come(rank)) watch_process(rank);
   }
 }
 
+/// The process of a rank, once it has said so; asks the store without waiting.
+const Presence* Rendezvous::presence(int rank) {
+  if (!present_[rank]) {
+    std::string text;
+    const bool there = ask([&] {
+      return config_.bootstrap->get(here_key(config_.name, rank), milliseconds(0), text);
+    });
+    if (there) present_[rank] = Presence::parse(text);
+  }
+  return present_[rank] ? &*present_[rank] : nullptr;
+}
+
+/// Throws PeerError if the rank has said that it is there, and is there no more.
+void Rendezvous::watch_process(int rank) {
+  const Presence* there = presence(rank);
+  if (there == nullptr || !there->gone()) return;
+  throw died_at_start(config_.name, config_.world, describe_rank(rank, there->pid, there->host));
+}
+
 void Rendezvous::set(const std::string& key, const std::string& value) {
-  config_.bootstrap->set(str("dpcomm/", config_.name, "/", key), value);
+  ask([&] { config_.bootstrap->set(str("dpcomm/", config_.name, "/", key), value); });
 }
 
 bool Rendezvous::get(const std::string& key, std::string& value,
                      const std::function<void()>& look) {
+  const std::string full = str("dpcomm/", config_.name, "/", key);
   for (;;) {
     const auto left = std::chrono::duration_cast<milliseconds>(deadline_ - Clock::now());
     const milliseconds limit = std::clamp(left, milliseconds(0), kLook);
-    if (config_.bootstrap->get(str("dpcomm/", config_.name, "/", key), limit, value)) return true;
+    if (ask([&] { return config_.bootstrap->get(full, limit, value); })) return true;
     if (look) look();
     config_.bootstrap->look();
     if (left <= kLook) return false;

@@ -3,15 +3,18 @@
 // Through the store, keys below "dpcomm/<name of the group>/"; round k is 0 for a segment without a
 // name, 1 for a file with one:
 //
-//   rank r  -> "here/r"       at once, so that whoever waits in vain can say for whom
+//   rank r  -> "here/r"       at once, which process it is: whoever waits in vain can say for whom,
+//                             and sees when it is gone
 //   rank 0  -> "offer/k"      where the segment is, size of slots, nonce; or the error for all
 //   rank r  -> "answer/k/r"   "ok" once it has attached, or why it could not
 //   rank 0  -> "verdict/k"    "go", "again", or the error for all
 //   rank r  -> "read/r"       after an error: rank 0, which may keep the store, waits a while for
-//   it
+//                             it
+//   rank r  -> "decision"     the error for all where rank 0 does not come or go on; of the lowest
+//                             rank that is there
 //
 // Then every rank says in the segment that it is ready and waits until all have said so. After that
-// nobody needs the store.
+// nobody needs the store. What the values look like is in handshake.h and process.h.
 #pragma once
 
 #include <sys/types.h>
@@ -19,10 +22,13 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/clock.h"
+#include "transport/handshake.h"
+#include "transport/process.h"
 #include "transport/segment.h"
 #include "transport/shared_arena.h"
 
@@ -42,6 +48,8 @@ class ShmTransport final : public ArenaTransport {
   const std::string& path() const { return segment_.path(); }
   void unlink() { segment_.unlink(); }
   bool has_come(int rank) const { return line(rank).state.load() != 0; }
+  using ArenaTransport::attendance;
+  using ArenaTransport::raise;
   using ArenaTransport::wait_for_all;
 
  private:
@@ -52,6 +60,9 @@ class ShmTransport final : public ArenaTransport {
   size_t bytes_ = 0;
   pid_t owner_ = 0;
 };
+
+/// The key under which a rank of a group says which process it is.
+std::string here_key(const std::string& group, int rank);
 
 /// The start of one rank.
 class Rendezvous {
@@ -71,21 +82,29 @@ class Rendezvous {
   std::string collect_answers(const ShmTransport& transport, int round);
   void report(const std::string& key, const std::exception& error) noexcept;
 
-  struct Offer;
   Attached follow();
+  Attached follow_round(int round);
   Attached attach(const Offer& offer) const;
-  [[noreturn]] void rank_0_is_missing();
+  [[noreturn]] void give_up(ShmTransport* transport);
+  Error decided(const Error& own);
   void throw_if_error(const std::string& text);
 
   ArenaLayout layout(size_t slot_bytes) const;
-  void watch(const ShmTransport& transport, int first, int last) const;
+  std::vector<Attendant> attendance(const ShmTransport* transport);
+  void watch(const ShmTransport& transport, int first, int last);
+  const Presence* presence(int rank);
+  void watch_process(int rank);
 
   void set(const std::string& key, const std::string& value);
   /// Waits until the deadline, and calls `look` every now and then; false if the key did not come.
   bool get(const std::string& key, std::string& value, const std::function<void()>& look = {});
+  /// Calls the store; where it fails because rank 0 is gone, throws the PeerError that says so.
+  template <class Call>
+  auto ask(Call&& call);
 
   const TransportConfig& config_;
   Clock::time_point deadline_;
+  std::vector<std::optional<Presence>> present_;  // as far as known
 };
 
 }  // namespace dpcomm

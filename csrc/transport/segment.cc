@@ -72,6 +72,7 @@ std::optional<Segment> Segment::create(const std::string& folder, size_t bytes, 
   if (folder.empty()) {
     segment.fd_ = memfd_create("dpcomm", MFD_CLOEXEC);
     if (segment.fd_ < 0) throw internal_error("memfd_create: ", strerror(errno));
+    if (fchmod(segment.fd_, kMode) != 0) throw internal_error("fchmod: ", strerror(errno));
   } else if (named) {
     const std::string path = fresh_name(folder);
     segment.fd_ = open_named(path, folder);
@@ -88,14 +89,15 @@ std::optional<Segment> Segment::create(const std::string& folder, size_t bytes, 
 }
 
 Segment Segment::open(const std::string& path, size_t bytes) {
-  Segment segment(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  Segment segment(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   if (segment.fd_ < 0) {
     // The name goes as soon as all ranks have attached.
     const char* hint = errno == ENOENT ? " (is the rank started twice, or rank 0 gone?)" : "";
     throw internal_error("cannot open ", path, ": ", strerror(errno), hint);
   }
   struct stat status;
-  if (fstat(segment.fd_, &status) != 0 || static_cast<size_t>(status.st_size) != bytes) {
+  if (fstat(segment.fd_, &status) != 0 || !S_ISREG(status.st_mode) ||
+      static_cast<size_t>(status.st_size) != bytes) {
     throw internal_error(path, " is not a segment of ", bytes, " bytes");
   }
   return segment;

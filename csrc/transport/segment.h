@@ -13,9 +13,9 @@ class Segment {
   /// A segment of `bytes` zeros, all pages reserved: later there would be no error but SIGBUS.
   /// Nothing if there is not so much memory.
   ///
-  /// `folder` empty: a memfd. Else a file of mode 0600 in that folder, under a name that others can
-  /// open until unlink() if `named`, else without a name. Throws UsageError if the folder cannot be
-  /// used.
+  /// `folder` empty: a memfd; else a file in that folder, under a name that others can open until
+  /// unlink() if `named`, else without a name. Both of mode 0600. Throws UsageError if the folder
+  /// cannot be used.
   static std::optional<Segment> create(const std::string& folder, size_t bytes, bool named);
   /// Throws InternalError if there is nothing to open, or it is not `bytes` long.
   static Segment open(const std::string& path, size_t bytes);

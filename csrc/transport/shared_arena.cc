@@ -2,7 +2,11 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstring>
 #include <thread>
+
+#include "transport/process.h"
 
 namespace dpcomm {
 namespace {
@@ -47,18 +51,32 @@ std::vector<LaneGeometry> geometry_for(const TransportConfig& config) {
   return geometry;
 }
 
-Error absent_ranks(const TransportConfig& config, const std::vector<int>& ranks) {
-  std::string list;
-  for (const int rank : ranks) list += str(list.empty() ? "" : ", ", rank);
-  return timeout_error("group '", config.name, "' of ", config.world, " ranks: rank",
-                       ranks.size() > 1 ? "s " : " ", list, " did not come within ",
-                       config.timeout.count() / 1000.0, " s");
+Error absent_ranks(const std::string& group, const std::vector<Attendant>& ranks,
+                   std::chrono::milliseconds timeout) {
+  std::string absent, stuck, there;
+  int count = 0;
+  for (const Attendant& each : ranks) {
+    if (each.attendance == Attendance::kAbsent) {
+      ++count;
+      absent += str(absent.empty() ? "" : ", ", each.rank);
+    } else {
+      std::string& list = each.attendance == Attendance::kStuck ? stuck : there;
+      list += str(list.empty() ? "" : ", ", each.name);
+    }
+  }
+  const std::string limit = str(" within ", timeout.count() / 1000.0, " s");
+  std::string text;
+  if (!absent.empty()) text = str("rank", count > 1 ? "s " : " ", absent, " did not come", limit);
+  if (!stuck.empty()) {
+    text += str(text.empty() ? "" : "; ", stuck, " came, but did not get ready", limit);
+  }
+  if (text.empty()) text = "the start was not complete" + limit;
+  if (!there.empty()) text += "; there are " + there;
+  return timeout_error("group '", group, "' of ", ranks.size(), " ranks: ", text);
 }
 
-std::string describe_rank(int rank, int64_t pid) { return str("rank ", rank, " (pid ", pid, ")"); }
-
-Error died_at_start(const TransportConfig& config, const std::string& rank) {
-  return peer_error(rank, " died while group '", config.name, "' started");
+Error died_at_start(const std::string& group, int world, const std::string& rank) {
+  return peer_error(rank, " died while group '", group, "' of ", world, " ranks started");
 }
 
 void ArenaTransport::attach(std::byte* base, uint64_t process) {
@@ -74,6 +92,10 @@ void ArenaTransport::attach(std::byte* base, uint64_t process) {
                               bell(peer));
     }
   }
+  HostName host;
+  const std::string name = own_host();
+  name.copy(host.letters, sizeof(host.letters) - 1);
+  line(rank_).host.write(host);
   line(rank_).pid.store(static_cast<uint32_t>(getpid()));
   line(rank_).process.store(process);
   line(rank_).state.store(RankLine::kAttached);
@@ -89,10 +111,14 @@ void ArenaTransport::wait_for_all(const TransportConfig& config, Clock::time_poi
     }
     if (absent.empty()) return;  // also if a rank has failed since: its next call tells this one
     if (const auto failure = this->failure()) throw Error(failure->kind, failure->message);
-    if (Clock::now() > deadline) raise(absent_ranks(config, absent));
+    if (Clock::now() > deadline) {
+      raise(absent_ranks(config.name, attendance(RankLine::kReady), config.timeout));
+    }
     if (pause == kLongestPause) {  // it lasts
       for (const int rank : absent) {
-        if (peer_state(rank) == PeerState::kDead) raise(died_at_start(config, describe(rank)));
+        if (peer_state(rank) == PeerState::kDead) {
+          raise(died_at_start(config.name, world(), describe(rank)));
+        }
       }
       if (config.bootstrap != nullptr) config.bootstrap->look();
     }
@@ -100,7 +126,18 @@ void ArenaTransport::wait_for_all(const TransportConfig& config, Clock::time_poi
   }
 }
 
-/// Throws the error, or the one that another rank has raised before.
+std::vector<Attendant> ArenaTransport::attendance(uint32_t state) const {
+  std::vector<Attendant> ranks;
+  for (int rank = 0; rank < world(); ++rank) {
+    const uint32_t now = line(rank).state.load();
+    const Attendance how = now == 0      ? Attendance::kAbsent
+                           : now < state ? Attendance::kStuck
+                                         : Attendance::kThere;
+    ranks.push_back({rank, how, now == 0 ? str("rank ", rank) : describe(rank)});
+  }
+  return ranks;
+}
+
 void ArenaTransport::raise(const Error& error) {
   fail(Failure{error.kind(), error.what()});
   const Failure first = failure().value_or(Failure{error.kind(), error.what()});
@@ -120,7 +157,9 @@ FailureRecord& ArenaTransport::failure_record() const {
 }
 
 std::string ArenaTransport::describe(int rank) const {
-  return describe_rank(rank, line(rank).pid.load());
+  const HostName host = line(rank).host.read();
+  const std::string_view letters(host.letters, strnlen(host.letters, sizeof(host.letters)));
+  return describe_rank(rank, line(rank).pid.load(), printable(letters, letters.size()));
 }
 
 void ArenaTransport::fail(const Failure& failure) {

@@ -26,11 +26,22 @@ struct ArenaLayout {
 /// rank whatever the world, unless slots would become tiny; the other lanes' slots are smaller.
 std::vector<LaneGeometry> geometry_for(const TransportConfig& config);
 
-/// "group 'default' of 4 ranks: ranks 1, 3 did not come within 2 s".
-Error absent_ranks(const TransportConfig& config, const std::vector<int>& ranks);
-/// "rank 2 (pid 4711) died while group 'default' started".
-Error died_at_start(const TransportConfig& config, const std::string& rank);
-std::string describe_rank(int rank, int64_t pid);
+/// How far a rank has come at the start of a group.
+enum class Attendance { kAbsent, kStuck, kThere };
+
+/// One rank at the start of a group.
+struct Attendant {
+  int rank = 0;
+  Attendance attendance = Attendance::kAbsent;
+  std::string name;  ///< "rank 1 (pid 4711, host node1)"; "rank 1" of one that has not come
+};
+
+/// "group 'default' of 4 ranks: ranks 1, 3 did not come within 2 s; there are rank 0 (pid 4709,
+/// host node1), rank 2 (pid 4711, host node1)". Of all ranks, ascending.
+Error absent_ranks(const std::string& group, const std::vector<Attendant>& ranks,
+                   std::chrono::milliseconds timeout);
+/// "rank 2 (pid 4711, host node1) died while group 'default' of 4 ranks started".
+Error died_at_start(const std::string& group, int world, const std::string& rank);
 
 class ArenaTransport : public Transport {
  public:
@@ -73,12 +84,16 @@ class ArenaTransport : public Transport {
   /// deadline, or a PeerError naming one that died.
   void wait_for_all(const TransportConfig& config, Clock::time_point deadline);
 
+  /// Throws the error, or the one that another rank has raised before, and tells all ranks.
+  [[noreturn]] void raise(const Error& error);
+  /// The ranks by their lines: there are those whose state is at least `state`.
+  std::vector<Attendant> attendance(uint32_t state) const;
+
   RankLine& line(int rank) const;
   std::byte* base() const { return base_; }
   const ArenaLayout& layout() const { return layout_; }
 
  private:
-  [[noreturn]] void raise(const Error& error);
   size_t index(int peer, int lane) const { return size_t(lane) * layout_.world + peer; }
   Bell& bell(int rank) const;
   FailureRecord& failure_record() const;

@@ -27,8 +27,10 @@
 #include <ctime>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
+#include "base/text.h"
 #include "transport/channel.h"
 
 namespace dpcomm {
@@ -229,7 +231,7 @@ class alignas(kLine) Published {
 /// The first failure on any rank, for all ranks to read.
 struct alignas(kLine) FailureRecord {
   static constexpr uint32_t kWriting = 1, kReady = 2;
-  static constexpr size_t kTextBytes = 4096 - kLine;
+  static constexpr size_t kTextBytes = 16384 - kLine;
 
   std::atomic<uint32_t> state{0};
   uint32_t kind = 0;
@@ -252,14 +254,25 @@ struct alignas(kLine) FailureRecord {
     for (int attempt = 0; attempt < 1000; ++attempt) {
       const uint32_t now = state.load(std::memory_order_acquire);  // pairs with raise()
       if (now == 0) return std::nullopt;
-      if (now == kReady) {
-        const size_t bytes = std::min<size_t>(text_bytes, kTextBytes);
-        return Failure{static_cast<ErrorKind>(kind), std::string(text, bytes)};
-      }
+      if (now == kReady) return parse();
       usleep(100);
     }
     return Failure{ErrorKind::kPeer, "a rank died while it reported a failure"};
   }
+
+ private:
+  /// Whatever the bytes are, the failure makes sense as one.
+  Failure parse() const {
+    const size_t bytes = std::min<size_t>(text_bytes, kTextBytes);
+    const bool known = kind <= static_cast<uint32_t>(ErrorKind::kInternal);
+    return Failure{known ? static_cast<ErrorKind>(kind) : ErrorKind::kInternal,
+                   printable(std::string_view(text, bytes), kTextBytes)};
+  }
+};
+
+/// The name of a rank's host; ends in zeros unless it is full.
+struct HostName {
+  char letters[64] = {};
 };
 
 /// A rank's last operations: several, because a rank may be some operations ahead of one that finds
@@ -292,6 +305,7 @@ struct alignas(kLine) RankLine {
   std::atomic<uint32_t> state{0};
   std::atomic<uint32_t> pid{0};
   std::atomic<uint64_t> process{0};  ///< a random number of the process, where pids may repeat
+  Published<HostName> host;          ///< written before kAttached
   History on_host, on_device;
 
   History& history(Place place) { return place == Place::kHost ? on_host : on_device; }

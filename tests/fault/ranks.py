@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -128,7 +129,7 @@ class Rank:
     @property
     def name(self) -> str:
         """As dpcomm's messages call it."""
-        return f"rank {self.number} (pid {self.own_pid})"
+        return f"rank {self.number} (pid {self.own_pid}, host {socket.gethostname()})"
 
     def discard(self) -> None:
         """Ends the process and its workers."""

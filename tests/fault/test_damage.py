@@ -84,5 +84,5 @@ def digest_of_channels(group: Group) -> str:
         "    memory.seek(first + skipped)\n"
         "    result = hashlib.sha256(memory.read(last - first - skipped)).hexdigest()"
     )
-    digest: str = group[1].do("run", source, skipped=8 << 10)
+    digest: str = group[1].do("run", source, skipped=22 << 10)
     return digest

@@ -73,15 +73,14 @@ def test_rank_0_dies_with_the_store(stage: Stage) -> None:
         begin(group, 2, timeout=15.0, init=f"tcp://127.0.0.1:{free_port()}")
         time.sleep(0.3)
         since = group[0].kill()
-        expect_error([group[1].end()], "PeerError", "rank 0, which keeps the store", since=since)
+        died = f"{group[0].name} died while group 'default' of 3 ranks started"
+        expect_error([group[1].end()], "PeerError", died, since=since)
 
 
 @pytest.mark.parametrize("victim", [0, 2])
-def test_a_rank_dies_before_it_attaches(stage: Stage, victim: int) -> None:
-    """To the others it is as if it had not come."""
+def test_a_rank_dies_before_it_has_come(stage: Stage, victim: int) -> None:
     with stage.group(3) as group:
-        key = "offer/0" if victim == 0 else f"here/{victim}"
-        special = {victim: {"deadly": (key, False, KILL)}}
+        special = {victim: {"deadly": (f"here/{victim}", False, KILL)}}
         begin(group, timeout=1.0, special=special)
         assert group[victim].ended()
         group[victim].dead = True
@@ -92,16 +91,17 @@ def test_a_rank_dies_before_it_attaches(stage: Stage, victim: int) -> None:
 @pytest.mark.parametrize(
     ("victim", "key", "behind"),
     [
+        (0, "here/0", True),
+        (0, "offer/0", False),
         (0, "offer/0", True),
         (0, "verdict/0", False),
         (0, "verdict/0", True),
+        (2, "here/2", True),
         (1, "answer/0/1", False),
         (2, "answer/0/2", True),
     ],
 )
-def test_a_rank_dies_after_it_has_attached(
-    stage: Stage, victim: int, key: str, behind: bool
-) -> None:
+def test_a_rank_dies_after_it_has_come(stage: Stage, victim: int, key: str, behind: bool) -> None:
     with stage.group(3) as group:
         begin(group, timeout=15.0, special={victim: {"deadly": (key, behind, KILL)}})
         assert group[victim].ended()
@@ -114,7 +114,7 @@ def test_a_rank_dies_after_it_has_attached(
         expect_error(
             outcomes,
             "PeerError",
-            f"{group[victim].name} died while group 'default' started",
+            f"{group[victim].name} died while group 'default' of 3 ranks started",
             since=since,
         )
         group.restart()
@@ -126,8 +126,9 @@ def test_a_rank_stops_in_the_start(stage: Stage, victim: int) -> None:
         key = "verdict/0" if victim == 0 else f"answer/0/{victim}"
         begin(group, timeout=1.0, special={victim: {"deadly": (key, False, STOP)}})
         outcomes = group.end(group.others(victim))
-        expect_error(outcomes, "TimeoutError", f"rank {victim} did not come within 1 s")
-        assert max(outcome.seconds for outcome in outcomes) < 1.0 + 2.0 + LATE_S
+        stopped = f"{group[victim].name} came, but did not get ready within 1 s"
+        expect_error(outcomes, "TimeoutError", stopped)
+        assert max(outcome.seconds for outcome in outcomes) < 1.0 + LATE_S
 
 
 def test_a_late_rank_is_no_failure(stage: Stage) -> None:
@@ -193,6 +194,7 @@ def test_threads_as_ranks_that_do_not_come(stage: Stage) -> None:
         assert (
             texts[0]
             == texts[1]
-            == ("group 'default' of 4 ranks: ranks 1, 3 did not come within 0.5 s")
+            == "group 'default' of 4 ranks: ranks 1, 3 did not come within 0.5 s; there are "
+            f"rank 0 {group[0].name[7:]}, rank 2 {group[0].name[7:]}"
         )
         assert texts[2:] == ["2.0", "2.0"]

@@ -57,7 +57,7 @@ def death(rank: int, world: int) -> None:
     dist.barrier()
     if rank == world - 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    text = rf"rank {world - 1} \(pid {int(pids[-1])}\)"
+    text = rf"rank {world - 1} \(pid {int(pids[-1])}, host \S+\)"
     with pytest.raises(dpcomm.PeerError, match=text):
         dist.all_reduce(torch.ones(3))
     work = dist.all_reduce(torch.ones(3), group=groups[0], async_op=True)

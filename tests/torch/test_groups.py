@@ -106,7 +106,7 @@ def late(rank: int, world: int) -> None:
     """Who did not come is named, and the group can be made once all are there."""
     shared = store()
     if rank != 1:
-        with pytest.raises(dpcomm.TimeoutError, match=r"rank\(s\) 1 did not come"):
+        with pytest.raises(dpcomm.TimeoutError, match="rank 1 did not come"):
             join(shared, rank, world, 1.5)
         shared.add("gave up", 1)
     else:
@@ -120,7 +120,7 @@ def late(rank: int, world: int) -> None:
         group.barrier().wait()
         group.shutdown()
     if rank == 1:  # and the other way round: rank 0 is the one that is late
-        with pytest.raises(dpcomm.TimeoutError, match=r"rank\(s\) 0, 2 did not come"):
+        with pytest.raises(dpcomm.TimeoutError, match="ranks 0, 2 did not come"):
             join(shared, rank, world, 1.5)
         shared.set("gave up too", "1")
         time.sleep(0.5)  # so that the others would answer what was given up
@@ -129,7 +129,7 @@ def late(rank: int, world: int) -> None:
     group = join(shared, rank, world, 30)
     group.barrier().wait()
     group.shutdown()
-    with pytest.raises(dpcomm.TimeoutError, match=r"rank\(s\) .*3.* did not come"):
+    with pytest.raises(dpcomm.TimeoutError, match="rank 3 did not come"):
         dist.init_process_group(
             "dpcomm", store=shared, rank=rank, world_size=world + 1, timeout=timedelta(seconds=0.5)
         )
