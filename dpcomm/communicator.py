@@ -440,6 +440,62 @@ class Communicator:
             )
         return empty((shape[0] // self.world_size, *shape[1:]))
 
+    def send(
+        self,
+        array: Any,
+        peer: int,
+        tag: int = 0,
+        *,
+        timeout: float | None = None,
+        async_op: bool = False,
+    ) -> Any:
+        """Sends an array to another rank, exactly.
+
+        Messages have no part in the order of collectives: they go on beside them and beside each
+        other. The n-th send to a rank with a tag meets that rank's n-th receive from here with the
+        tag; different tags come in any order.
+
+        Args:
+            array: On the CPU; read-only is enough.
+            peer: The rank that receives; not this one.
+            tag: 0 to 2^32 - 1.
+            timeout: For this call, in seconds, in place of the communicator's.
+            async_op: Return a :class:`Work` at once; the array must not be changed before its end.
+
+        Returns:
+            None once the array is the caller's again, which says that the peer has asked for it; or
+            a Work.
+
+        Raises:
+            UsageError: An argument makes no sense, or the receive is of another size in bytes (both
+                ranks raise it).
+            PeerError, TimeoutError: A rank died, or nobody received; make a new communicator.
+        """
+        settings = _core.Settings(None, None, timeout, async_op)
+        return self._core.send(array, peer, tag, settings)
+
+    def recv(
+        self,
+        array: Any,
+        peer: int | None = None,
+        tag: int = 0,
+        *,
+        timeout: float | None = None,
+        async_op: bool = False,
+    ) -> Any:
+        """Receives into an array what another rank sends with the tag: as many bytes, exactly.
+
+        Args:
+            array: On the CPU, writable.
+            peer: The rank that sends; None: any, whoever is first.
+
+        Returns:
+            The rank that sent; or a Work whose ``wait()`` returns it. Other arguments and errors as
+            in :meth:`send`.
+        """
+        settings = _core.Settings(None, None, timeout, async_op)
+        return self._core.recv(array, peer, tag, settings)
+
     def barrier(self, timeout: float | None = None) -> None:
         """Returns once every rank has called it."""
         self._core.barrier(timeout)
@@ -457,7 +513,7 @@ class Communicator:
         self._core.synchronize(timeout)
 
     def stats(self) -> dict[str, int]:
-        """Counts since the start: operations, bytes of tensors, wire_bytes sent, wait_ns."""
+        """Counts since the start: operations, messages, bytes, wire_bytes sent, wait_ns."""
         return self._core.stats()
 
     def abort(self, reason: str = "aborted by the user") -> None:

@@ -155,6 +155,37 @@ class PyCommunicator {
     });
   }
 
+  /// Sends or receives the array. A receive gives the rank that sent.
+  py::object message(bool sends, py::object array, const std::optional<int>& peer, int64_t tag,
+                     const Settings& settings) {
+    const char* const what = sends ? "send" : "recv";
+    if (tag < 0 || tag > UINT32_MAX) throw usage_error(what, ": tag ", tag, " is not in 0..2^32-1");
+    auto view = std::make_unique<ArrayView>(array, !sends, settings.stream);
+    if (view->place().on_device) {
+      throw usage_error(what, ": the array lies on ", describe(view->place()),
+                        "; messages are for arrays on the CPU");
+    }
+    const auto limit = milliseconds_of(settings.timeout);
+    const size_t bytes = view->count() * size_bytes(view->dtype());
+    void* const data = view->data();
+    shared_->sweep();
+    Flight flight{nullptr, 0, std::move(view), nullptr, py::none(), !sends};
+    const int rank = peer.value_or(Communicator::kAnySource);
+    {
+      GilRelease release;
+      flight.work = sends
+                        ? communicator().send(rank, static_cast<uint32_t>(tag), data, bytes, limit)
+                        : communicator().recv(rank, static_cast<uint32_t>(tag), data, bytes, limit);
+    }
+    if (settings.async_op) return py::cast(std::make_unique<PyWork>(shared_, std::move(flight)));
+    with_signals([&](const auto& interrupted) {
+      if (flight.work->wait({}, interrupted)) return;
+      communicator().abort(str("rank ", communicator().rank(), " was interrupted in ", what));
+      flight.work->wait();  // the array is the caller's
+    });
+    return sends ? py::object(py::none()) : py::int_(flight.work->source());
+  }
+
   void close() {
     GilRelease release;
     communicator().close();
@@ -256,6 +287,7 @@ py::dict stats(PyCommunicator& self) {
   const CommunicatorStats stats = self.communicator().stats();
   py::dict result;
   result["operations"] = stats.operations;
+  result["messages"] = stats.messages;
   result["bytes"] = stats.bytes;
   result["wire_bytes"] = stats.wire_bytes;
   result["wait_ns"] = stats.wait_ns;
@@ -297,7 +329,8 @@ void bind_communicator(py::module_& module) {
   py::class_<PyWork>(module, "Work", "The handle of an asynchronous collective.")
       .def("done", &PyWork::done)
       .def("wait", &PyWork::wait, py::arg("timeout") = py::none(), py::arg("stream") = py::none())
-      .def("synchronize", &PyWork::synchronize, py::arg("timeout") = py::none());
+      .def("synchronize", &PyWork::synchronize, py::arg("timeout") = py::none())
+      .def("source", &PyWork::source);
 
   py::class_<Settings>(module, "Settings", "What one call may choose for itself.")
       .def(py::init([](std::optional<std::string> wire, std::optional<std::string> algorithm,
@@ -329,6 +362,22 @@ void bind_communicator(py::module_& module) {
       .def_property_readonly("rank", &PyCommunicator::rank)
       .def_property_readonly("world_size", &PyCommunicator::world)
       .def("barrier", &PyCommunicator::barrier, py::arg("timeout") = py::none())
+      .def(
+          "send",
+          [](PyCommunicator& self, py::object array, int peer, int64_t tag,
+             const Settings& settings) {
+            return self.message(true, std::move(array), peer, tag, settings);
+          },
+          py::arg("array"), py::arg("peer"), py::arg("tag") = 0, py::arg("settings") = Settings())
+      .def(
+          "recv",
+          [](PyCommunicator& self, py::object array, std::optional<int> peer, int64_t tag,
+             const Settings& settings) {
+            if (peer && *peer < 0) throw usage_error("recv: peer ", *peer, " is not a rank");
+            return self.message(false, std::move(array), peer, tag, settings);
+          },
+          py::arg("array"), py::arg("peer") = py::none(), py::arg("tag") = 0,
+          py::arg("settings") = Settings())
       .def("synchronize", &PyCommunicator::synchronize, py::arg("timeout") = py::none())
       .def("stats", &stats)
       .def("geometry", &PyCommunicator::geometry, py::arg("lane"))

@@ -112,7 +112,12 @@ py::object PyWork::synchronize(const std::optional<double>& timeout) {
       succeeded_ = wait_for_ticket(*shared_->communicator, flight_.ticket, limit, interrupted);
     }
   });
-  return flight_.result;
+  return flight_.receives ? py::int_(flight_.work->source()) : flight_.result;
+}
+
+std::optional<int> PyWork::source() const {
+  const int source = flight_.work ? flight_.work->source() : -1;
+  return source < 0 ? std::nullopt : std::optional<int>(source);
 }
 
 }  // namespace dpcomm

@@ -25,6 +25,7 @@ struct Flight {
   uint64_t ticket = 0;
   std::unique_ptr<ArrayView> input, output;
   pybind11::object result;
+  bool receives = false;  ///< the result is the rank that sent
 };
 
 /// What a communicator and its handles share. With the GIL.
@@ -64,6 +65,8 @@ class PyWork {
   pybind11::object wait(const std::optional<double>& timeout, const pybind11::object& stream);
   /// The result is there on return.
   pybind11::object synchronize(const std::optional<double>& timeout);
+  /// Of a receive that is complete: the rank that sent.
+  std::optional<int> source() const;
 
  private:
   std::shared_ptr<Shared> shared_;

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/names.h"
 #include "comm/device_side.h"
+#include "comm/message_side.h"
 #include "comm/operation.h"
 #include "comm/tuner.h"
 #include "cpu/executor.h"
@@ -44,7 +45,8 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
         options(chosen),
         executor(*transport, WaitPolicy::choose(transport->world()), closing),
         timeout_ms(chosen.timeout.count()),
-        generation(fork_generation()) {
+        generation(fork_generation()),
+        messages(std::make_shared<MessageSide>(transport, WaitPolicy::choose(transport->world()))) {
     check_algorithm(options.algorithm);
   }
 
@@ -58,6 +60,11 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
   void check_owner() const {
     if (generation == fork_generation()) return;
     throw usage_error("this communicator was made before a fork; a forked process cannot use it");
+  }
+
+  /// What a call may take, given what it asks for.
+  std::chrono::milliseconds limit(std::chrono::milliseconds asked) const {
+    return asked.count() > 0 ? asked : std::chrono::milliseconds(timeout_ms.load());
   }
 
   /// `device`: of its staging, for an operation on it; null for one on the CPU.
@@ -75,6 +82,7 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
   Executor executor;
   std::atomic<int64_t> timeout_ms;
   const uint32_t generation;
+  const std::shared_ptr<MessageSide> messages;
 
   std::mutex mutex;                 // guards what follows
   std::condition_variable changed;  // the queue has grown, or nothing runs any more
@@ -288,6 +296,7 @@ void Communicator::run(const Operation& given) {
   Operation room;
   const Operation& operation = sized(given, world(), room);
   const Choice choice = impl.check(operation);
+  MessageSide::about_to_block();
   std::unique_lock lock(impl.mutex);
   if (impl.closed) throw usage_error("the communicator is closed");
   if (impl.busy || !impl.queue.empty()) {
@@ -326,13 +335,18 @@ std::shared_ptr<Work> Communicator::submit(const Operation& given) {
   return work;
 }
 
-std::shared_ptr<Work> Communicator::send(int, uint32_t, const void*, size_t,
-                                         std::chrono::milliseconds) {
-  throw usage_error("send: not there yet");
+std::shared_ptr<Work> Communicator::send(int peer, uint32_t tag, const void* data, size_t bytes,
+                                         std::chrono::milliseconds timeout) {
+  impl_->check_owner();
+  return impl_->messages->post(true, peer, tag, const_cast<void*>(data), bytes,
+                               impl_->limit(timeout));
 }
 
-std::shared_ptr<Work> Communicator::recv(int, uint32_t, void*, size_t, std::chrono::milliseconds) {
-  throw usage_error("recv: not there yet");
+std::shared_ptr<Work> Communicator::recv(int peer, uint32_t tag, void* data, size_t bytes,
+                                         std::chrono::milliseconds timeout) {
+  static_assert(kAnySource == Transfer::kAnyPeer);
+  impl_->check_owner();
+  return impl_->messages->post(false, peer, tag, data, bytes, impl_->limit(timeout));
 }
 
 std::shared_ptr<DeviceSide> Communicator::Impl::open_device_side() {
@@ -421,6 +435,7 @@ std::exception_ptr Communicator::failure() const {
 }
 
 void Communicator::about_to_block() {
+  MessageSide::about_to_block();
   Impl* impl = Impl::completing;
   if (impl == nullptr) return;
   std::lock_guard lock(impl->mutex);
@@ -440,8 +455,14 @@ std::pair<std::string, WireFormat> Communicator::choice(const Operation& given) 
 }
 
 CommunicatorStats Communicator::stats() const {
-  return CommunicatorStats{impl_->operations.load(), impl_->bytes.load(), impl_->wire_bytes.load(),
-                           impl_->wait_ns.load()};
+  const MessageSide& messages = *impl_->messages;
+  CommunicatorStats stats;
+  stats.operations = impl_->operations.load();
+  stats.messages = messages.messages();
+  stats.bytes = impl_->bytes.load() + messages.bytes();
+  stats.wire_bytes = impl_->wire_bytes.load() + messages.wire_bytes();
+  stats.wait_ns = impl_->wait_ns.load();
+  return stats;
 }
 
 void Communicator::set_timeout(std::chrono::milliseconds timeout) {
@@ -469,12 +490,13 @@ void Communicator::close() {
     impl.changed.notify_all();
   }
   impl.closing.store(true);
-  impl.transport->wake();
+  impl.transport->wake(Port::kCollectives);
   for (const auto& item : abandoned) {
     item.work->complete(Failure{
         ErrorKind::kPeer,
         str(name(item.operation.collective), ": the communicator was closed before it ran")});
   }
+  impl.messages->close();
   if (impl.thread.joinable()) {
     if (impl.thread.get_id() == std::this_thread::get_id()) {
       impl.thread.detach();

@@ -73,7 +73,8 @@ struct Operation {
 /// What happened since the communicator was made.
 struct CommunicatorStats {
   uint64_t operations = 0;
-  uint64_t bytes = 0;       ///< of the tensors of finished operations
+  uint64_t messages = 0;    ///< sends and receives that are complete
+  uint64_t bytes = 0;       ///< of the tensors of finished operations and messages
   uint64_t wire_bytes = 0;  ///< sent by this rank over channels
   uint64_t wait_ns = 0;     ///< spent in operations without a step to do
 };

@@ -9,7 +9,7 @@
 namespace dpcomm {
 namespace {
 
-constexpr int64_t kCheckNs = 50'000'000;
+constexpr int64_t kCheckNs = std::chrono::nanoseconds(Waiter::kCheck).count();
 constexpr int kPausesPerLook = 8;
 
 inline void cpu_pause() {
@@ -40,9 +40,9 @@ WaitPolicy WaitPolicy::choose_patient() {
   return WaitPolicy{static_cast<int64_t>(spin_us * 1e3), static_cast<int64_t>(yield_us * 1e3)};
 }
 
-bool Waiter::pause() {
+bool Waiter::pause(std::chrono::nanoseconds longest) {
   if (armed_) {  // looked once more after arm(), and there was still nothing
-    transport_.sleep(ticket_, std::chrono::nanoseconds(kCheckNs));
+    transport_.sleep(port_, ticket_, longest);
     armed_ = false;
     stage_ns_ = now_ns();
     if (transport_.failed()) return true;
@@ -60,14 +60,14 @@ bool Waiter::pause() {
   if (elapsed < policy_.spin_ns + policy_.yield_ns) {
     sched_yield();
   } else {
-    ticket_ = transport_.arm();
+    ticket_ = transport_.arm(port_);
     armed_ = true;
   }
   return transport_.failed();
 }
 
 void Waiter::progressed() {
-  if (armed_) transport_.disarm();
+  if (armed_) transport_.disarm(port_);
   armed_ = false;
   if (began_ns_ != 0) waited_ns_ += now_ns() - began_ns_;
   began_ns_ = 0;

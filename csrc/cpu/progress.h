@@ -1,6 +1,7 @@
 // Waiting: spin, yield, sleep.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 
 #include "base/clock.h"
@@ -26,14 +27,19 @@ struct WaitPolicy {
 /// returns when it is time to look again. Not thread-safe.
 class Waiter {
  public:
-  Waiter(Transport& transport, const WaitPolicy& policy) : transport_(transport), policy_(policy) {}
+  Waiter(Transport& transport, const WaitPolicy& policy, Port port = Port::kCollectives)
+      : transport_(transport), policy_(policy), port_(port) {}
   ~Waiter() { progressed(); }
+  static constexpr std::chrono::milliseconds kCheck{50};
+
+  /// From the next pause on.
+  void use(const WaitPolicy& policy) { policy_ = policy; }
   Waiter(const Waiter&) = delete;
   Waiter& operator=(const Waiter&) = delete;
 
   /// True if the caller should ask why it waits: a rank has failed, or the wait has come to
-  /// sleeping and nobody asked for 50 ms.
-  bool pause();
+  /// sleeping and nobody asked for 50 ms. Sleeps for `longest` at most.
+  bool pause(std::chrono::nanoseconds longest = kCheck);
 
   /// There was something to do: the next wait starts afresh.
   void progressed();
@@ -43,7 +49,8 @@ class Waiter {
 
  private:
   Transport& transport_;
-  const WaitPolicy policy_;
+  WaitPolicy policy_;
+  const Port port_;
   int64_t began_ns_ = 0;  // of this wait; 0: not waiting
   int64_t stage_ns_ = 0;  // when the stages last began
   int64_t checked_ns_ = 0;

@@ -3,9 +3,9 @@
 // A channel is a one-way path from a rank to a rank with a bounded number of slots. The sender
 // acquires a free slot, fills it and publishes; the receiver peeks at the oldest published message
 // and releases it. Nothing here blocks: calls named try_ answer at once, and a rank that has
-// nothing to do arms its bell, looks once more and sleeps. One thread at a time uses a transport,
-// but for wake(), fail(), failure() and what reads records and states of peers, which any thread
-// may call; the records of operations on a device are announced by one thread at a time, too.
+// nothing to do arms its bell, looks once more and sleeps. One thread at a time uses a port of a
+// transport, its channels and its bell; wake(), fail(), failure() and what reads records and states
+// of peers any thread may call. Records are announced by one thread at a time for each place.
 #pragma once
 
 #include <chrono>
@@ -50,6 +50,11 @@ struct LaneGeometry {
   int slots = 0;
   size_t slot_bytes = 0;
 };
+
+/// Two threads of a rank may use its channels at once, each through a port with a bell of its own:
+/// one runs collectives, on the lanes of schedules, one moves messages between two ranks, on a lane
+/// behind those.
+enum class Port : uint8_t { kCollectives, kMessages };
 
 /// A rank's operations on the CPU and those on its device are two orders, each with numbers of its
 /// own.
@@ -101,16 +106,18 @@ class Transport {
   virtual int rank() const = 0;
   virtual int world() const = 0;
   virtual LaneGeometry geometry(int lane) const = 0;
+  /// The lane of Port::kMessages.
+  virtual int message_lane() const = 0;
   virtual SendChannel& send_channel(int peer, int lane) = 0;
   virtual RecvChannel& recv_channel(int peer, int lane) = 0;
 
   // Waiting. arm(); look at the channels once more; then sleep(ticket) or disarm().
-  virtual uint32_t arm() = 0;
-  virtual void disarm() = 0;
-  /// Returns after a message or credit for this rank since arm(), a wake(), or `limit`.
-  virtual void sleep(uint32_t ticket, std::chrono::nanoseconds limit) = 0;
-  /// Ends a sleep of this rank, from any thread.
-  virtual void wake() = 0;
+  virtual uint32_t arm(Port port) = 0;
+  virtual void disarm(Port port) = 0;
+  /// Returns after a message or credit for this rank's port since arm(), a wake(), or `limit`.
+  virtual void sleep(Port port, uint32_t ticket, std::chrono::nanoseconds limit) = 0;
+  /// Ends a sleep at this rank's port, from any thread.
+  virtual void wake(Port port) = 0;
 
   // Diagnostics.
   virtual void announce(const OpRecord& record, Place place = Place::kHost) = 0;

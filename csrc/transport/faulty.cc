@@ -57,7 +57,7 @@ Faults parse(const std::string& spec) {
   return faults;
 }
 
-/// What the channels of one rank share.
+/// What the channels of one port share.
 struct State {
   Faults faults;
   std::mt19937_64 random;
@@ -107,29 +107,34 @@ class FaultyTransport final : public Transport {
  public:
   FaultyTransport(std::unique_ptr<Transport> inner, const Faults& faults)
       : inner_(std::move(inner)) {
-    state_.faults = faults;
-    state_.random.seed(faults.seed + 1000003 * inner_->rank());
+    for (State* state : {&collectives_, &messages_}) {
+      state->faults = faults;
+      state->random.seed(faults.seed + 1000003 * inner_->rank());
+    }
   }
 
   int rank() const override { return inner_->rank(); }
   int world() const override { return inner_->world(); }
   LaneGeometry geometry(int lane) const override { return inner_->geometry(lane); }
+  int message_lane() const override { return inner_->message_lane(); }
   SendChannel& send_channel(int peer, int lane) override {
-    senders_.push_back(std::make_unique<FaultySender>(inner_->send_channel(peer, lane), state_));
+    senders_.push_back(
+        std::make_unique<FaultySender>(inner_->send_channel(peer, lane), state_of(lane)));
     return *senders_.back();
   }
   RecvChannel& recv_channel(int peer, int lane) override {
     receivers_.push_back(
-        std::make_unique<FaultyReceiver>(inner_->recv_channel(peer, lane), state_));
+        std::make_unique<FaultyReceiver>(inner_->recv_channel(peer, lane), state_of(lane)));
     return *receivers_.back();
   }
-  uint32_t arm() override { return inner_->arm(); }
-  void disarm() override { inner_->disarm(); }
-  void sleep(uint32_t ticket, std::chrono::nanoseconds limit) override {
+  uint32_t arm(Port port) override { return inner_->arm(port); }
+  void disarm(Port port) override { inner_->disarm(port); }
+  void sleep(Port port, uint32_t ticket, std::chrono::nanoseconds limit) override {
     // A stalled look may have missed a message that no ring will announce again.
-    inner_->sleep(ticket, state_.faults.stall > 0 ? std::chrono::microseconds(50) : limit);
+    const bool stalls = collectives_.faults.stall > 0;
+    inner_->sleep(port, ticket, stalls ? std::chrono::microseconds(50) : limit);
   }
-  void wake() override { inner_->wake(); }
+  void wake(Port port) override { inner_->wake(port); }
   void announce(const OpRecord& record, Place place) override { inner_->announce(record, place); }
   OpRecord announced(int rank, Place place) const override {
     return inner_->announced(rank, place);
@@ -145,8 +150,10 @@ class FaultyTransport final : public Transport {
   void close() override { inner_->close(); }
 
  private:
+  State& state_of(int lane) { return lane == message_lane() ? messages_ : collectives_; }
+
   std::unique_ptr<Transport> inner_;
-  State state_;
+  State collectives_, messages_;
   std::vector<std::unique_ptr<FaultySender>> senders_;
   std::vector<std::unique_ptr<FaultyReceiver>> receivers_;
 };

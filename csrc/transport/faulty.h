@@ -20,7 +20,8 @@ namespace dpcomm {
 ///   kill=K       the process kills itself (SIGKILL) in place of publishing the K-th message
 ///   stop=K       the process stops itself (SIGSTOP) in place of publishing the K-th message
 ///
-/// Throws UsageError for anything else.
+/// The collectives' messages and those between two ranks are counted apart. Throws UsageError for
+/// anything else.
 std::unique_ptr<Transport> make_faulty(std::unique_ptr<Transport> inner, const std::string& spec);
 
 }  // namespace dpcomm

@@ -15,11 +15,15 @@ constexpr size_t kLaneBudgetBytes = size_t{8} << 20;
 constexpr int kSlots = 4;
 constexpr size_t kMaxSlotBytes = size_t{256} << 10;
 constexpr size_t kMinSlotBytes = size_t{4} << 10;
+constexpr int kPorts = 2;
+constexpr size_t kMessageBudgetBytes = size_t{1} << 20;  // of the lane of messages, for each rank
+constexpr int kMessageSlots = 8;
+constexpr size_t kMaxMessageSlotBytes = size_t{32} << 10;
 constexpr size_t kTreeLaneShare = 8;  // a tree lane's slots are so many times smaller than lane 0's
 
 constexpr size_t failure_offset() { return 0; }
 constexpr size_t bells_offset() { return sizeof(FailureRecord); }
-size_t lines_offset(int world) { return bells_offset() + world * sizeof(Bell); }
+size_t lines_offset(int world) { return bells_offset() + kPorts * world * sizeof(Bell); }
 size_t channels_offset(int world) { return lines_offset(world) + world * sizeof(RankLine); }
 
 size_t floor_to(size_t value, size_t unit) { return value / unit * unit; }
@@ -48,6 +52,10 @@ std::vector<LaneGeometry> geometry_for(const TransportConfig& config) {
   for (int lane = 1; lane < config.lanes; ++lane) {
     geometry[lane].slot_bytes = std::max(floor_to(flat / kTreeLaneShare, kLine), kMinSlotBytes);
   }
+  const int message_slots = config.slots > 0 ? config.slots : kMessageSlots;
+  const size_t share = kMessageBudgetBytes / kMessageSlots / peers;
+  const size_t message = std::min({kMaxMessageSlotBytes, floor_to(share, kLine), flat});
+  geometry.push_back(LaneGeometry{message_slots, std::max(message, kMinSlotBytes)});
   return geometry;
 }
 
@@ -87,9 +95,10 @@ void ArenaTransport::attach(std::byte* base, uint64_t process) {
   for (int lane = 0; lane < lanes; ++lane) {
     for (int peer = 0; peer < world(); ++peer) {
       const LaneGeometry& geometry = layout_.lanes[lane];
-      senders_.emplace_back(base + layout_.channel_offset(lane, rank_, peer), geometry, bell(peer));
-      receivers_.emplace_back(base + layout_.channel_offset(lane, peer, rank_), geometry,
-                              bell(peer));
+      const Port port = lane == message_lane() ? Port::kMessages : Port::kCollectives;
+      Bell& theirs = bell(peer, port);
+      senders_.emplace_back(base + layout_.channel_offset(lane, rank_, peer), geometry, theirs);
+      receivers_.emplace_back(base + layout_.channel_offset(lane, peer, rank_), geometry, theirs);
     }
   }
   HostName host;
@@ -144,8 +153,15 @@ void ArenaTransport::raise(const Error& error) {
   throw Error(first.kind, first.message);
 }
 
-Bell& ArenaTransport::bell(int rank) const {
-  return *reinterpret_cast<Bell*>(base_ + bells_offset() + rank * sizeof(Bell));
+Bell& ArenaTransport::bell(int rank, Port port) const {
+  const size_t index = size_t(rank) * kPorts + static_cast<size_t>(port);
+  return *reinterpret_cast<Bell*>(base_ + bells_offset() + index * sizeof(Bell));
+}
+
+void ArenaTransport::ring_all() const {
+  for (int rank = 0; rank < world(); ++rank) {
+    for (const Port port : {Port::kCollectives, Port::kMessages}) bell(rank, port).ring_always();
+  }
 }
 
 RankLine& ArenaTransport::line(int rank) const {
@@ -164,12 +180,12 @@ std::string ArenaTransport::describe(int rank) const {
 
 void ArenaTransport::fail(const Failure& failure) {
   failure_record().raise(failure);
-  for (int rank = 0; rank < world(); ++rank) bell(rank).ring_always();
+  ring_all();
 }
 
 void ArenaTransport::close() {
   if (line(rank_).state.exchange(RankLine::kClosed) == RankLine::kClosed) return;
-  for (int rank = 0; rank < world(); ++rank) bell(rank).ring_always();
+  ring_all();
 }
 
 }  // namespace dpcomm

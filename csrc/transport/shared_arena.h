@@ -13,17 +13,20 @@ namespace dpcomm {
 
 /// What an arena looks like; computed alike on all ranks.
 ///
-///   Arena header | failure | bell of each rank | line of each rank | channels by lane, from, to
+///   failure | bells of each rank, a port each | line of each rank | channels by lane, from, to
 struct ArenaLayout {
   int world = 0;
   std::vector<LaneGeometry> lanes;
 
   size_t bytes() const;
   size_t channel_offset(int lane, int from, int to) const;
+  int message_lane() const { return static_cast<int>(lanes.size()) - 1; }
 };
 
-/// Slots of every lane of channels. By default the memory of lane 0 is about the same for every
-/// rank whatever the world, unless slots would become tiny; the other lanes' slots are smaller.
+/// Slots of the lanes of schedules and, last, of the lane of messages. By default the memory of
+/// lane 0 is about the same for every rank whatever the world, unless slots would become tiny; the
+/// other lanes' slots are smaller. So it is with the lane of messages, which has a budget of its
+/// own.
 std::vector<LaneGeometry> geometry_for(const TransportConfig& config);
 
 /// How far a rank has come at the start of a group.
@@ -48,15 +51,16 @@ class ArenaTransport : public Transport {
   int rank() const override { return rank_; }
   int world() const override { return layout_.world; }
   LaneGeometry geometry(int lane) const override { return layout_.lanes[lane]; }
+  int message_lane() const override { return layout_.message_lane(); }
   SendChannel& send_channel(int peer, int lane) override { return senders_[index(peer, lane)]; }
   RecvChannel& recv_channel(int peer, int lane) override { return receivers_[index(peer, lane)]; }
 
-  uint32_t arm() override { return bell(rank_).arm(); }
-  void disarm() override { bell(rank_).disarm(); }
-  void sleep(uint32_t ticket, std::chrono::nanoseconds limit) override {
-    bell(rank_).sleep(ticket, limit);
+  uint32_t arm(Port port) override { return bell(rank_, port).arm(); }
+  void disarm(Port port) override { bell(rank_, port).disarm(); }
+  void sleep(Port port, uint32_t ticket, std::chrono::nanoseconds limit) override {
+    bell(rank_, port).sleep(ticket, limit);
   }
-  void wake() override { bell(rank_).ring_always(); }
+  void wake(Port port) override { bell(rank_, port).ring_always(); }
 
   void announce(const OpRecord& record, Place place) override {
     line(rank_).history(place).announce(record);
@@ -95,7 +99,8 @@ class ArenaTransport : public Transport {
 
  private:
   size_t index(int peer, int lane) const { return size_t(lane) * layout_.world + peer; }
-  Bell& bell(int rank) const;
+  Bell& bell(int rank, Port port) const;
+  void ring_all() const;
   FailureRecord& failure_record() const;
 
   int rank_;

@@ -15,7 +15,7 @@ namespace dpcomm {
 struct TransportConfig {
   int rank = 0;
   int world = 1;
-  int lanes = 1;          ///< lanes of channels
+  int lanes = 1;          ///< lanes of channels of schedules; one more is for messages
   size_t slot_bytes = 0;  ///< of lane 0; 0: by world size
   int slots = 0;          ///< of every lane; 0: the default
   std::string name;       ///< unique per group and generation

@@ -38,8 +38,12 @@ inline void run_group(int world, const CommunicatorOptions& options, const RankB
   for (int rank = 0; rank < world; ++rank) {
     ranks.emplace_back([&, rank] {
       NoBootstrap bootstrap;
-      const auto communicator = Communicator::create(rank, world, bootstrap, options);
-      body(*communicator);
+      try {
+        const auto communicator = Communicator::create(rank, world, bootstrap, options);
+        body(*communicator);
+      } catch (const std::exception& error) {
+        check::fail(__FILE__, __LINE__, "rank " + std::to_string(rank) + ": " + error.what());
+      }
     });
   }
   for (std::thread& rank : ranks) rank.join();

@@ -176,7 +176,7 @@ PLANTS = [
     Plant(
         "sleep_without_a_second_look",
         "  if (armed_) {  // looked once more after arm(), and there was still nothing\n",
-        "  if (!armed_) ticket_ = transport_.arm(), armed_ = true;\n  if (armed_) {\n",
+        "  if (!armed_) ticket_ = transport_.arm(port_), armed_ = true;\n  if (armed_) {\n",
         "checks",
         "looks_once_more",
         r"waiter_test.cc:\d+: looked ",

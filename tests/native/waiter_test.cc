@@ -23,23 +23,24 @@ class ScriptedTransport final : public Transport {
   LaneGeometry geometry(int) const override { return {}; }
   SendChannel& send_channel(int, int) override { std::abort(); }
   RecvChannel& recv_channel(int, int) override { std::abort(); }
-  uint32_t arm() override {
+  int message_lane() const override { return 1; }
+  uint32_t arm(Port) override {
     armed = true;
     looked = false;
     return static_cast<uint32_t>(++arms);
   }
-  void disarm() override {
+  void disarm(Port) override {
     armed = false;
     ++disarms;
   }
-  void sleep(uint32_t ticket, std::chrono::nanoseconds) override {
+  void sleep(Port, uint32_t ticket, std::chrono::nanoseconds) override {
     CHECK(armed);
     CHECK(looked);  // a message may have come between the last look and arm()
     CHECK_EQ(ticket, static_cast<uint32_t>(arms));
     armed = false;
     ++sleeps;
   }
-  void wake() override {}
+  void wake(Port) override {}
   void announce(const OpRecord&, Place) override {}
   OpRecord announced(int, Place) const override { return {}; }
   PeerState peer_state(int) const override { return PeerState::kAlive; }

@@ -398,11 +398,63 @@ def test_stats_count() -> None:
         return before, made.stats()
 
     for before, after in run_ranks(3, body):
-        assert before == {"operations": 0, "bytes": 0, "wire_bytes": 0, "wait_ns": 0}
+        counts = ("operations", "messages", "bytes", "wire_bytes", "wait_ns")
+        assert before == dict.fromkeys(counts, 0)
         assert after["operations"] == 2
         assert after["bytes"] == 4000
         assert after["wire_bytes"] == 2 * 4000  # to each of two others
         assert after["wait_ns"] >= 0
+
+
+# --- messages between two ranks -------------------------------------------------------------------
+
+
+def test_send_and_recv() -> None:
+    def body(made: Communicator) -> Any:
+        if made.rank > 0:
+            array = np.full(5, made.rank, np.int16)
+            array.flags.writeable = False
+            assert made.send(array, 0, 3) is None
+            return [made.stats()["messages"], made.stats()["bytes"]]
+        got = np.zeros((3, 5), np.int16)
+        work = made.recv(got[0], tag=3, async_op=True)
+        sources = [work.wait(timeout=20), made.recv(got[1], tag=3)]
+        assert work.source() == sources[0]
+        return [sources, got.tolist(), made.stats()["messages"]]
+
+    (sources, got, messages), *others = run_ranks(3, body)
+    assert sorted(sources) == [1, 2]
+    assert got == [[sources[0]] * 5, [sources[1]] * 5, [0] * 5]
+    assert messages == 2
+    assert others == [[1, 10], [1, 10]]
+
+
+def test_arguments_of_messages() -> None:
+    def body(made: Communicator) -> None:
+        array = np.zeros(4)
+        frozen = np.zeros(4)
+        frozen.flags.writeable = False
+        for call in (
+            lambda: made.send(array, made.rank),
+            lambda: made.send(array, 2),
+            lambda: made.recv(array, -1),
+            lambda: made.send(array, 1 - made.rank, -1),
+            lambda: made.send(array, 1 - made.rank, 1 << 32),
+            lambda: made.recv(frozen, 1 - made.rank),
+            lambda: made.recv(np.zeros((4, 4)).T[:2], 1 - made.rank),
+            lambda: made.send([1, 2], 1 - made.rank),
+        ):
+            with pytest.raises(UsageError):
+                call()
+        made.barrier()
+        big = np.zeros(1 << 16)
+        work = made.send(big, 1, async_op=True) if made.rank == 0 else None
+        with pytest.raises(UsageError, match=r"rank 0 .*524288 bytes .*rank 1 .* 32 bytes"):
+            work.wait() if work is not None else made.recv(array)
+        with pytest.raises(UsageError, match="524288 bytes"):
+            made.barrier()
+
+    run_ranks(2, body)
 
 
 # --- handles and lives ----------------------------------------------------------------------------
