@@ -95,6 +95,19 @@ def fp16(model: DistributedDataParallel, group: Any) -> None:
     model.register_comm_hook(group, default_hooks.fp16_compress_hook)
 
 
+def bf16(model: DistributedDataParallel, group: Any) -> None:
+    # torch refuses this hook by its name where there is no GPU.
+    def hook(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        return default_hooks.bf16_compress_hook(state, bucket)
+
+    # This file's annotations are texts, and torch looks at them.
+    hook.__annotations__ = {
+        "bucket": dist.GradBucket,
+        "return": torch.futures.Future[torch.Tensor],
+    }
+    model.register_comm_hook(group, hook)
+
+
 def power_sgd(model: DistributedDataParallel, group: Any) -> None:
     state = powerSGD_hook.PowerSGDState(
         group, matrix_approximation_rank=2, start_powerSGD_iter=2, min_compression_rate=1
@@ -102,17 +115,36 @@ def power_sgd(model: DistributedDataParallel, group: Any) -> None:
     model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
 
 
+def half_power_sgd(model: DistributedDataParallel, group: Any) -> None:
+    state = powerSGD_hook.PowerSGDState(
+        group, matrix_approximation_rank=2, start_powerSGD_iter=2, min_compression_rate=1
+    )
+    hook = default_hooks.fp16_compress_wrapper(powerSGD_hook.powerSGD_hook)
+    model.register_comm_hook(state, hook)
+
+
 MODES: dict[str, dict[str, Any]] = {
     "default": {},
     "small buckets": {"bucket_cap_mb": 0.02},
     "static_graph": {"static_graph": True},
     "find_unused_parameters": {"find_unused_parameters": True, "unused": True},
+    "skip_all_reduce_unused_params": {
+        "find_unused_parameters": True,
+        "skip_all_reduce_unused_params": True,
+        "unused": True,
+    },
     "gradient_as_bucket_view": {"gradient_as_bucket_view": True, "bucket_cap_mb": 0.02},
     "no_sync": {"no_sync": True},
+    "no_sync and bucket views": {
+        "no_sync": True,
+        "gradient_as_bucket_view": True,
+    },
     "no broadcast of buffers": {"broadcast_buffers": False},
     "fp16_compress_hook": {"hook": fp16, "bucket_cap_mb": 0.02},
+    "bf16_compress_hook": {"hook": bf16, "bucket_cap_mb": 0.02},
     # One bucket: with more, the order in which this hook's callbacks call differs between ranks.
     "PowerSGD": {"hook": power_sgd, "bucket_cap_mb": 100},
+    "PowerSGD in fp16": {"hook": half_power_sgd, "bucket_cap_mb": 100},
 }
 
 

@@ -210,7 +210,6 @@ def begin(shape: tuple[int, ...], mesh: DeviceMesh, placements: tuple[Placement,
                 value = value - (place + 1) % count
             else:
                 value = value + (place + 1) % count
-    size = torch.Size(shape)
     strides = full(shape).stride()
     return DTensor.from_local(
         value.contiguous(),
