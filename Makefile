@@ -69,7 +69,7 @@ test: build
 	$(PYTEST) $(PYTEST_ARGS)
 
 campaign: build
-	$(PYTEST) -m campaign $(PYTEST_ARGS)
+	$(PYTEST) -m campaign -o faulthandler_timeout=86400 $(PYTEST_ARGS)
 
 plants: build
 	$(VENV_PYTHON) tests/emulated/plants.py

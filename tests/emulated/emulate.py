@@ -23,6 +23,7 @@ from dpcomm.oracle.execute import Geometry
 
 Array = npt.NDArray[Any]
 DEADLINE_S = 300.0
+CAMPAIGN_DEADLINE_S = 6 * 3600.0
 BLOCKED = ("all_gather", "reduce_scatter")
 REDUCING = ("all_reduce", "reduce", "reduce_scatter")
 TSAN_EXIT = 66

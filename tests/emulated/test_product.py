@@ -13,7 +13,7 @@ import secrets
 import pytest
 import rows
 import variants
-from emulate import Emulation, check
+from emulate import CAMPAIGN_DEADLINE_S, Emulation, check
 from ptx import kernels
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(24 * 3600)]
@@ -46,4 +46,4 @@ def test_the_whole_product(path: Emulation, kernel: tuple[str, str, bool]) -> No
     print(f"seed {seed}, share {which}/{of}")
     cases = itertools.islice(rows.everything(kernel, seed), which - 1, None, of)
     while batch := list(itertools.islice(cases, BATCH)):
-        check(path, batch)
+        check(path, batch, CAMPAIGN_DEADLINE_S)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import pytest
 import rows
-from emulate import Case, Emulation, Operation, check, problems
+from emulate import CAMPAIGN_DEADLINE_S, Case, Emulation, Operation, check, problems
 from ptx import kernels
 
 WHOLE = "90"
@@ -120,9 +120,9 @@ def test_all_kernels(arch: str) -> None:
     seed = secrets.randbits(32)
     print("seed", seed)
     emulation = built(arch, kernels.all_kernels())
-    check(emulation, rows.covering())
+    check(emulation, rows.covering(), CAMPAIGN_DEADLINE_S)
     for number in range(20):
-        check(emulation, rows.drawn(500, seed + number))
+        check(emulation, rows.drawn(500, seed + number), CAMPAIGN_DEADLINE_S)
 
 
 @pytest.mark.campaign
@@ -132,4 +132,6 @@ def test_no_race_in_any_kernel(arch: str) -> None:
     seed = secrets.randbits(32)
     print("seed", seed)
     names = kernels.all_kernels()
-    check(built(arch, names, thread_sanitizer=True), for_threads(names, 10, seed), 24 * 3600)
+    check(
+        built(arch, names, thread_sanitizer=True), for_threads(names, 10, seed), CAMPAIGN_DEADLINE_S
+    )
