@@ -6,7 +6,9 @@ import sys as _sys
 from typing import TYPE_CHECKING, Any
 
 from dpcomm.errors import DpcommError, InternalError, PeerError, TimeoutError, UsageError
+from dpcomm.launching import launch
 from dpcomm.options import Options, wire
+from dpcomm.starting import Place, init
 
 if TYPE_CHECKING:
     from dpcomm.communicator import Communicator
@@ -19,8 +21,11 @@ __all__ = [
     "InternalError",
     "Options",
     "PeerError",
+    "Place",
     "TimeoutError",
     "UsageError",
+    "init",
+    "launch",
     "wire",
 ]
 

@@ -53,7 +53,7 @@ class Options:
         if self.algorithm is not None and not isinstance(self.algorithm, str):
             raise UsageError(f"algorithm={self.algorithm!r} is not a name")
         if self.timeout is not None:
-            _milliseconds(self.timeout)
+            milliseconds(self.timeout)
 
     def chosen(self) -> dict[str, str | int]:
         """What was chosen, in the form that ``dpcomm._torch.create`` takes."""
@@ -62,7 +62,7 @@ class Options:
             name: getattr(self, name) for name in names if getattr(self, name) is not None
         }
         if self.timeout is not None:
-            chosen["timeout_ms"] = _milliseconds(self.timeout)
+            chosen["timeout_ms"] = milliseconds(self.timeout)
         return chosen
 
 
@@ -97,7 +97,7 @@ def _check(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise UsageError(f"{name}={value!r} is none of {', '.join(allowed)}")
 
 
-def _milliseconds(timeout: Any) -> int:
+def milliseconds(timeout: Any) -> int:
     """The timeout in whole milliseconds, at least one."""
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
