@@ -71,7 +71,7 @@ def draw(
         raise UsageError("draw needs matplotlib: pip install matplotlib") from error
     steps = plan(algorithm, world, collective=collective, root=root, slices=slices)
     placed, messages = _schedule(steps)
-    _name_parts(placed, slices)
+    _name_parts(placed, slices, world if collective == "all_to_all" else 0)
     columns = _place_columns(placed, world)
     end = max(p.time for p in placed) + 1
     row = 0.62 if columns <= 8 else 0.8
@@ -83,7 +83,7 @@ def draw(
     for p in placed:
         _draw_step(axes, p)
     title = f"{collective.replace('_', '-')} by {algorithm.replace('_', '-')}, {world} ranks"
-    if collective in ("broadcast", "reduce"):
+    if collective in ("broadcast", "reduce", "gather", "scatter"):
         title += f", root {root}"
     _draw_frame(axes, placed, end, columns, title, _LANE_NAMES.get(algorithm, ()))
     figure.savefig(str(path), dpi=110, metadata=_no_date(str(path)))
@@ -136,12 +136,19 @@ def _place_columns(placed: Sequence[_Placed], world: int) -> float:
     return world * width
 
 
-def _name_parts(placed: Sequence[_Placed], slices: int) -> None:
-    """Labels: chunks, or slices where there is only one chunk; chunk.slice where there are both."""
+def _name_parts(placed: Sequence[_Placed], slices: int, pairs_of: int = 0) -> None:
+    """Labels: chunks, or slices where there is only one chunk; chunk.slice where there are both.
+
+    Where a chunk is a pair of `pairs_of` ranks, "1>2" is what rank 1 has for rank 2.
+    """
     one_chunk = all(p.step.chunk == 0 for p in placed)
     for p in placed:
         p.part = p.step.slice if one_chunk else p.step.chunk
-        if slices == 1:
+        if pairs_of:
+            source, destination = divmod(p.step.chunk, pairs_of)
+            p.part = source
+            p.label = f"{source}>{destination}" + (f".{p.step.slice}" if slices > 1 else "")
+        elif slices == 1:
             p.label = f"c{p.step.chunk}"
         else:
             p.label = f"s{p.step.slice}" if one_chunk else f"c{p.step.chunk}.{p.step.slice}"

@@ -17,6 +17,9 @@ from dpcomm.oracle import wire as codecs
 Array = npt.NDArray[Any]
 
 REDUCING = ("all_reduce", "reduce", "reduce_scatter")
+GATHERS = ("all_gather", "gather")
+SCATTERS = ("reduce_scatter", "scatter")
+BLOCKED = (*GATHERS, *SCATTERS, "all_to_all")
 BIT_VIEWS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -27,7 +30,8 @@ class Case:
     collective: str
     algorithm: str
     count: int
-    """Elements that a rank contributes (all_gather), receives (reduce_scatter) or both."""
+    """Elements that a rank contributes (all_gather, gather), receives (reduce_scatter, scatter),
+    sends to each rank (all_to_all) or both contributes and receives."""
     dtype: str = "float32"
     op: str = "sum"
     wire: str = "native"
@@ -39,6 +43,8 @@ class Case:
     offset: int = 0
     """Bytes by which the arrays miss a 64-byte boundary."""
     in_place: bool = False
+    unequal: bool = False
+    """Blocks of sizes drawn by the seed, some of them empty; `count` is the largest possible."""
     seed: int = 0
 
     def __str__(self) -> str:
@@ -46,29 +52,79 @@ class Case:
         return (
             f"{self.collective} {self.algorithm} {self.count} x {self.dtype} {self.op} "
             f"wire {self.wire} root {self.root} {self.data} +{self.offset} bytes {place} "
-            f"seed {self.seed}"
+            f"{'unequal blocks ' if self.unequal else ''}seed {self.seed}"
         )
 
 
-def input_elems(case: Case, world: int) -> int:
+def _sizes(case: Case, shape: tuple[int, ...]) -> Array:
+    if not case.unequal:
+        return np.full(shape, case.count, np.int64)
+    random = np.random.default_rng([case.seed, 29])
+    choices = [0, case.count, case.count // 2, case.count // 3, min(case.count, 1)]
+    sizes: Array = random.choice(np.array(choices, np.int64), shape)
+    return sizes
+
+
+def block_sizes(case: Case, world: int) -> list[int]:
+    """Elements of each rank's block; not of an all_to_all."""
+    return [int(size) for size in _sizes(case, (world,))]
+
+
+def pair_sizes(case: Case, world: int) -> list[list[int]]:
+    """Of an all_to_all: elements that rank s sends to rank t, as [s][t]."""
+    return [[int(size) for size in row] for row in _sizes(case, (world, world))]
+
+
+def counts_of(case: Case, rank: int, world: int) -> tuple[list[int], list[int]]:
+    """What the call is given as counts and recv_counts."""
+    if not case.unequal:
+        return [], []
+    if case.collective == "all_to_all":
+        pairs = pair_sizes(case, world)
+        return pairs[rank], [row[rank] for row in pairs]
+    return block_sizes(case, world), []
+
+
+def input_elems(case: Case, rank: int, world: int) -> int:
     """Elements of the array that a rank gives."""
-    return case.count * (world if case.collective == "reduce_scatter" else 1)
+    if case.collective not in BLOCKED:
+        return case.count
+    if case.collective == "all_to_all":
+        return sum(pair_sizes(case, world)[rank])
+    sizes = block_sizes(case, world)
+    return sum(sizes) if case.collective in SCATTERS else sizes[rank]
 
 
-def output_elems(case: Case, world: int) -> int:
+def output_elems(case: Case, rank: int, world: int) -> int:
     """Elements of the array that a rank gets."""
-    return case.count * (world if case.collective == "all_gather" else 1)
+    if case.collective not in BLOCKED:
+        return case.count
+    if case.collective == "all_to_all":
+        return sum(row[rank] for row in pair_sizes(case, world))
+    sizes = block_sizes(case, world)
+    return sum(sizes) if case.collective in GATHERS else sizes[rank]
+
+
+def own_block(case: Case, rank: int, world: int) -> tuple[int, int]:
+    """First element and elements of a rank's block in the larger array."""
+    sizes = block_sizes(case, world)
+    return sum(sizes[:rank]), sizes[rank]
+
+
+def has_input(case: Case, rank: int) -> bool:
+    """Whether this rank gives an array (a broadcast has one for both)."""
+    return case.collective != "scatter" or rank == case.root
 
 
 def has_output(case: Case, rank: int) -> bool:
     """Whether this rank gets a result."""
-    return case.collective != "reduce" or rank == case.root
+    return case.collective not in ("reduce", "gather") or rank == case.root
 
 
 def make_input(case: Case, rank: int, world: int) -> Array:
     """The contribution of a rank: bfloat16 as its bits, bool as uint8."""
     random = np.random.default_rng([case.seed, rank, 17])
-    elems = input_elems(case, world)
+    elems = input_elems(case, rank, world)
     if case.dtype == "bool":
         return random.integers(0, 2, elems, dtype=np.uint8)
     if case.dtype in ("float32", "float64", "float16", "bfloat16"):

@@ -6,7 +6,17 @@ import functools
 from typing import Any
 
 import numpy as np
-from cases import Array, Case, canonical, digest, has_output, make_input
+from cases import (
+    Array,
+    Case,
+    block_sizes,
+    canonical,
+    digest,
+    has_input,
+    has_output,
+    make_input,
+    pair_sizes,
+)
 from pool import Group
 
 from dpcomm import schedule
@@ -14,21 +24,26 @@ from dpcomm.oracle import wire as codecs
 from dpcomm.oracle.execute import Geometry, execute
 
 Lanes = tuple[tuple[int, int], ...]
+#: Collectives in which each rank has a result of its own.
+OWN_RESULTS = ("reduce_scatter", "scatter", "all_to_all")
 
 
 def results(case: Case, algorithm: str, wire: str, world: int, lanes: Lanes) -> list[Array | None]:
     """The outputs of all ranks, by the algorithm and the wire format that the operation takes."""
     info = schedule.find(algorithm, case.collective)
+    pairs = case.collective == "all_to_all"
     return execute(
         case.collective,
         algorithm,
-        [make_input(case, rank, world) for rank in range(world)],
+        [make_input(case, r, world) if has_input(case, r) else None for r in range(world)],
         op=case.op,
         dtype=case.dtype,
         wire=wire,
         root=case.root,
         factor=case.factor,
         geometry=Geometry(*lanes[info.first_lane]),
+        counts=None if pairs or not case.unequal else block_sizes(case, world),
+        pairs=pair_sizes(case, world) if pairs and case.unequal else None,
     )
 
 
@@ -68,7 +83,7 @@ def compare(group: Group, cases: list[Case], answers: list[list[dict[str, str]]]
             problems.append(f"{case}: {told}")
         if wrong:
             problems.append(_difference(group, case, index, wrong[0], algorithm, wire))
-        elif len(bits) > 1 and case.collective != "reduce_scatter":
+        elif len(bits) > 1 and case.collective not in OWN_RESULTS:
             problems.append(f"{case}: ranks have different bits")
     head = f"{group.pool.transport}, world {group.world}, {len(problems)} of {len(cases)}:\n"
     assert not problems, head + "\n".join(problems[:20])

@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Iterator
 
-from cases import REDUCING, Case
+from cases import BLOCKED, REDUCING, Case
 from expected import Lanes
 
 from dpcomm import schedule
@@ -39,6 +39,7 @@ PARAMETERS = {
     "data": KINDS,
     "offset": OFFSETS,
     "in_place": (False, True),
+    "unequal": (False, True),
 }
 
 
@@ -46,6 +47,8 @@ def is_legal(row: dict[str, object]) -> bool:
     """Whether the values go together; what the library refuses is tested elsewhere."""
     collective, algorithm = row["algorithm"]  # type: ignore[misc]
     op, dtype, wire = str(row["op"]), str(row["dtype"]), str(row["wire"])
+    if row["unequal"] and collective not in BLOCKED:
+        return False
     if collective not in REDUCING:  # op and wire have no meaning then
         return op == "sum" and wire == "native"
     if not codecs.is_supported(op, dtype):
@@ -95,6 +98,7 @@ def case_of(row: dict[str, object], world: int, lanes: Lanes, seed: int) -> Case
         data=str(row["data"]),
         offset=int(str(row["offset"])),
         in_place=bool(row["in_place"]),
+        unequal=bool(row["unequal"]),
         seed=seed,
     )
 
@@ -112,6 +116,8 @@ def random_row(chosen: random.Random) -> dict[str, object]:
         }
         if row["algorithm"][0] not in REDUCING:  # type: ignore[index]
             row["op"], row["wire"] = "sum", "native"
+        if row["algorithm"][0] not in BLOCKED:  # type: ignore[index]
+            row["unequal"] = False
         if row["wire"] != "native" and chosen.random() < 0.8:
             row["count"] = chosen.choice(LARGE_COUNTS)
         if is_legal(row):
@@ -147,10 +153,11 @@ def everything(world: int, lanes: Lanes, seed: int) -> Iterator[Case]:
     """Each legal combination of algorithm, dtype, operator, wire format and count."""
     names = ("algorithm", "dtype", "op", "wire", "count")
     for number, values in enumerate(itertools.product(*(PARAMETERS[name] for name in names))):
+        chosen = random.Random(seed + number)
         row: dict[str, object] = dict(zip(names, values, strict=True))
+        row["unequal"] = row["algorithm"][0] in BLOCKED and chosen.random() < 0.5  # type: ignore[index]
         if not is_legal(row):
             continue
-        chosen = random.Random(seed + number)
         for name in ("data", "offset", "in_place"):
             row[name] = chosen.choice(list(PARAMETERS[name]))
         yield case_of(row, world, lanes, seed + number)

@@ -11,7 +11,7 @@ from typing import Any
 import flush_denormals
 import numpy as np
 import pytest
-from cases import REDUCING, Case, has_output, make_input
+from cases import BLOCKED, REDUCING, Case, has_output, make_input
 from expected import bound, compare, run_and_compare
 from pool import Group, Pool
 
@@ -19,6 +19,7 @@ from dpcomm import schedule
 
 SMALL_SLOTS = {"DPCOMM_SLOT_BYTES": "4096"}
 LOSSY = ("fp16", "bf16", "int8")
+MOVING = ("gather", "scatter", "all_to_all")
 
 
 def bits(group: Group, cases: list[Case]) -> list[list[str]]:
@@ -63,6 +64,8 @@ def test_a_lossy_wire_leaves_what_is_no_sum_exact(pool: Pool, wire: str, seed: i
     cases = [
         Case("broadcast", "auto", 20000, root=1, data="special", seed=seed),
         Case("all_gather", "auto", 20000, data="special", seed=seed),
+        *(Case(each, "auto", 20000, data="special", seed=seed) for each in MOVING),
+        *(Case(each, "auto", 20000, "float16", unequal=True, seed=seed) for each in MOVING),
         Case("broadcast", "ring", 20000, "float16", data="random", seed=seed),
         Case("all_gather", "tree", 20000, "bfloat16", data="random", seed=seed),
         *(Case("all_reduce", "auto", 20000, op=op, seed=seed) for op in ("product", "min", "max")),
@@ -96,6 +99,29 @@ def test_a_slow_peer_reads_what_the_tensor_held(pool: Pool, seed: int) -> None:
                     root=number % 3,
                     in_place=number % 2 == 0,
                     seed=seed + 100 + number,
+                )
+            )
+        with pool.group(3, faults) as group:
+            run_and_compare(group, cases)
+
+
+@pytest.mark.parametrize("collective", MOVING)
+def test_ten_in_a_row_with_a_slow_rank(pool: Pool, collective: str, seed: int) -> None:
+    """Law 9 where ranks do not hear from all others: the slots alone hold back who is faster."""
+    for slow in range(3):
+        faults = {"DPCOMM_FAULTS": f"delay_us=1500,stall=0.8,rank={slow}", **SMALL_SLOTS}
+        cases = [Case(collective, "direct", 2500, unequal=i > 7, seed=seed + i) for i in range(10)]
+        for number in range(8):
+            cases.append(Case("all_reduce", "auto", 300, in_place=True, seed=seed + 20 + number))
+            cases.append(
+                Case(
+                    collective,
+                    "direct",
+                    [40, 3000][number // 2 % 2],
+                    root=number % 3,
+                    in_place=number % 2 == 0,
+                    unequal=number > 4,
+                    seed=seed + 40 + number,
                 )
             )
         with pool.group(3, faults) as group:
@@ -219,16 +245,25 @@ def test_operations_of_all_kinds_back_to_back(pool: Pool, seed: int) -> None:
     for number in range(80):
         algorithm = chosen.choice(schedule.algorithms())
         count = chosen.choice([0, 1, 5, 1025, 2049, 5000])
+        unequal = algorithm.collective in BLOCKED and number % 2 == 0
         cases.append(
-            Case(algorithm.collective, algorithm.name, count, root=number % 4, seed=seed + number)
+            Case(
+                algorithm.collective,
+                algorithm.name,
+                count,
+                root=number % 4,
+                unequal=unequal,
+                seed=seed + number,
+            )
         )
     with pool.group(4, SMALL_SLOTS) as group:
         run_and_compare(group, cases)
         group.call("barrier")
 
 
-def test_only_the_root_of_a_reduce_has_a_result() -> None:
-    case = Case("reduce", "tree", 5, root=1)
+@pytest.mark.parametrize("collective", ["reduce", "gather"])
+def test_only_the_root_has_a_result(collective: str) -> None:
+    case = Case(collective, "direct", 5, root=1)
     assert [has_output(case, rank) for rank in range(3)] == [False, True, False]
 
 

@@ -19,7 +19,23 @@ from typing import Any, BinaryIO
 
 import flush_denormals
 import numpy as np
-from cases import Array, Case, canonical, digest, has_output, input_elems, make_input, output_elems
+from cases import (
+    GATHERS,
+    REDUCING,
+    SCATTERS,
+    Array,
+    Case,
+    block_sizes,
+    canonical,
+    counts_of,
+    digest,
+    has_input,
+    has_output,
+    input_elems,
+    make_input,
+    output_elems,
+    own_block,
+)
 from dlpack import BFloat16
 
 from dpcomm import Communicator, _core
@@ -61,39 +77,47 @@ class Trial:
 
     def __init__(self, case: Case, rank: int, world: int) -> None:
         self.case, self.rank, self.world = case, rank, world
-        self.input = Buffer(case, input_elems(case, world))
+        self.input = Buffer(case, input_elems(case, rank, world))
         self.input.array[:] = make_input(case, rank, world)
-        self.output = Buffer(case, output_elems(case, world))
+        self.output = Buffer(case, output_elems(case, rank, world))
         self.output.poison()
-        self.in_place = case.in_place
+        self.in_place = (
+            case.in_place
+            and has_input(case, rank)
+            and has_output(case, rank)
+            and case.collective != "all_to_all"
+        )
         self._arrange()
         self.before = self.input.memory.copy()
         self.result = np.empty(0, np.uint8)
 
     def _arrange(self) -> None:
-        case, count = self.case, self.case.count
-        whole = self.input.part(0, input_elems(case, self.world))
-        self.source: Any = whole
-        self.target: Any = self.output.part(0, output_elems(case, self.world))
+        case = self.case
+        whole = self.input.part(0, self.input.array.size)
+        self.source: Any = whole if has_input(case, self.rank) else None
+        self.target: Any = None
         self.where: Array = self.output.array
-        if not has_output(case, self.rank):
-            self.target = None
-        elif case.collective == "all_gather" and case.in_place:
-            first = self.rank * count
+        if has_output(case, self.rank):
+            self.target = self.output.part(0, self.output.array.size)
+        if not self.in_place:
+            return
+        if case.collective in GATHERS:
+            first, count = own_block(case, self.rank, self.world)
             self.output.array[first : first + count] = self.input.array
             self.source = self.output.part(first, count)
-        elif case.collective == "reduce_scatter" and case.in_place:
-            first = self.rank * count
+        elif case.collective in SCATTERS:
+            first, count = own_block(case, self.rank, self.world)
             self.target = self.input.part(first, count)
             self.where = self.input.array[first : first + count]
-        elif case.in_place:
+        else:
             self.target, self.where = whole, self.input.array
 
     def start(self, communicator: Communicator, async_op: bool) -> Any:
         """Through the binding itself, which also has what the public calls leave out."""
         case = self.case
-        reduces = case.collective in ("all_reduce", "reduce", "reduce_scatter")
+        reduces = case.collective in REDUCING
         wire = case.wire if reduces else None
+        counts, recv_counts = counts_of(case, self.rank, self.world)
         return getattr(communicator._core, case.collective)(
             self.source,
             self.target,
@@ -101,6 +125,8 @@ class Trial:
             factor=case.factor,
             root=case.root,
             settings=_core.Settings(wire, case.algorithm, None, async_op),
+            counts=counts,
+            recv_counts=recv_counts,
         )
 
     def finish(self, scribble: bool) -> dict[str, str]:
@@ -130,12 +156,12 @@ class Trial:
     def _outside_of_own_block(self, memory: Array) -> Array:
         """Bytes of the input's memory that no operation may change."""
         kept = memory.copy()
-        if self.in_place and has_output(self.case, self.rank):
-            if self.case.collective == "reduce_scatter":
-                size = self.case.count * self.input.array.itemsize
-                first = self.input.first + self.rank * size
-                kept[first : first + size] = 0
-            elif self.case.collective != "all_gather":
+        if self.in_place:
+            if self.case.collective in SCATTERS:
+                first, count = own_block(self.case, self.rank, self.world)
+                size = self.input.array.itemsize
+                kept[self.input.first + first * size :][: count * size] = 0
+            elif self.case.collective not in GATHERS:
                 kept[self.input.first : self.input.last] = 0
         return kept
 
@@ -183,12 +209,18 @@ class Rank:
     def choices(self, name: str, cases: list[Case]) -> list[tuple[str, str]]:
         """Algorithm and wire format that each case takes."""
         core = self.communicators[name]._core
+        world = self.communicators[name].world_size
+
+        def count(case: Case) -> int:
+            """Of the largest block; the wire format hangs on it."""
+            return max(block_sizes(case, world)) if case.unequal else case.count
+
         return [
             core.choice(
                 case.collective,
-                case.count,
+                count(case),
                 case.dtype,
-                case.op if case.collective in ("all_reduce", "reduce", "reduce_scatter") else "sum",
+                case.op if case.collective in REDUCING else "sum",
                 _core.Settings(case.wire, case.algorithm),
             )
             for case in cases
