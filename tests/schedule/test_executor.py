@@ -25,6 +25,7 @@ GEOMETRY = Geometry(slots=4, slot_bytes=SLOT_BYTES)
 LEAST_LOSSY_BYTES = 16 << 10  # smaller messages go native
 MOST_INT8_ROUNDINGS = 2
 REDUCING = ("all_reduce", "reduce", "reduce_scatter")
+WHOLE_INPUT = ("reduce_scatter", "scatter", "all_to_all")
 DEADLINE_S = 90.0
 NUMPY_DTYPES = [dtype for dtype in codecs.DTYPES if dtype != "bfloat16"]
 
@@ -50,7 +51,7 @@ class Job:
         collective = self.algorithm.collective
         if collective in REDUCING:
             options |= {"op": self.op, "factor": self.factor, "wire": self.wire}
-        if collective in ("broadcast", "reduce"):
+        if collective in ("broadcast", "reduce", "gather", "scatter"):
             options["root"] = self.root
         if collective != "broadcast":
             options["out"] = self._typed(out)
@@ -69,7 +70,8 @@ class Job:
         world = len(self.inputs)
         if self.algorithm.collective in ("all_reduce", "reduce") and self.in_place:
             return array
-        elems = {"all_gather": array.size * world, "reduce_scatter": array.size // world}
+        whole, block = array.size * world, array.size // world
+        elems = {"all_gather": whole, "gather": whole, "reduce_scatter": block, "scatter": block}
         output = np.empty(elems.get(self.algorithm.collective, array.size), array.dtype)
         output.view(np.uint8)[:] = 0xCC
         return output
@@ -158,7 +160,7 @@ def fresh(world: int, wanted: Callable[[Algorithm], list[tuple[str, str, str, in
     jobs = []
     for algorithm in schedule.algorithms():
         for op, dtype, wire, count in wanted(algorithm):
-            elems = count * world if algorithm.collective == "reduce_scatter" else count
+            elems = count * world if algorithm.collective in WHOLE_INPUT else count
             inputs = tensors(rng, dtype, world, elems)
             root = int(rng.integers(world))
             in_place = bool(rng.integers(2))
@@ -183,6 +185,52 @@ def test_odd_sizes(world: int) -> None:
     run_jobs(world, jobs, f"odd-{world}")
     for job in jobs:
         job.check()
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_unequal_blocks_of_a_sum_on_every_wire(world: int) -> None:
+    """Some blocks empty; every algorithm of reduce_scatter, against the oracle's bits."""
+    rng = np.random.default_rng()
+    sizes = [int(n) for n in rng.choice([0, 1, 5000, 9000], world)]
+    sizes[world // 2] = 7777  # the largest block decides on the wire format
+    inputs = tensors(rng, "float32", world, sum(sizes))
+    results: dict[tuple[str, str, int], Array] = {}
+    used = [
+        (a.name, wire)
+        for a in schedule.algorithms("reduce_scatter")
+        for wire in codecs.WIRES
+        if wire != "int8" or a.roundings(world) <= MOST_INT8_ROUNDINGS
+    ]
+
+    def on_rank(rank: int) -> None:
+        with dpcomm.Communicator(
+            rank,
+            world,
+            transport="inproc",
+            name=f"unequal-{world}",
+            wire="int8",
+            wire_links="all",
+            timeout=DEADLINE_S,
+        ) as communicator:
+            for algorithm, wire in used:
+                results[algorithm, wire, rank] = communicator.reduce_scatter(
+                    inputs[rank].copy(), "avg", counts=sizes, wire=wire, algorithm=algorithm
+                )
+
+    in_threads(world, on_rank)
+    for algorithm, wire in used:
+        wanted = execute(
+            "reduce_scatter",
+            algorithm,
+            inputs,
+            op="avg",
+            wire=wire,
+            geometry=GEOMETRY,
+            counts=sizes,
+        )
+        for rank, want in enumerate(wanted):
+            assert want is not None
+            assert results[algorithm, wire, rank].tobytes() == want.tobytes(), (algorithm, wire)
 
 
 @pytest.mark.parametrize("world", range(2, 10))

@@ -20,6 +20,8 @@ ALGORITHMS = schedule.algorithms()
 IDS = [f"{a.collective}-{a.name}" for a in ALGORITHMS]
 REDUCING = [a for a in ALGORITHMS if a.collective in ("all_reduce", "reduce", "reduce_scatter")]
 REDUCING_IDS = [f"{a.collective}-{a.name}" for a in REDUCING]
+#: Collectives whose input has a block for each rank.
+WHOLE_INPUT = ("reduce_scatter", "scatter", "all_to_all")
 each_reduction = pytest.mark.parametrize("algorithm", REDUCING, ids=REDUCING_IDS)
 WORLDS = range(1, 10)
 #: Small slots, so that a few thousand elements take several rounds.
@@ -40,7 +42,7 @@ def small_integers(world: int, count: int, dtype: str, seed: int, low: int = -7)
 
 
 def inputs_of(algorithm: Algorithm, world: int, count: int, dtype: str, seed: int) -> list[Array]:
-    elems = count * world if algorithm.collective == "reduce_scatter" else count
+    elems = count * world if algorithm.collective in WHOLE_INPUT else count
     return small_integers(world, elems, dtype, seed)
 
 
@@ -56,6 +58,13 @@ def outputs_of(algorithm: Algorithm, inputs: list[Array], result: Array, root: i
             return list(np.split(result, world))
         case "broadcast":
             return [inputs[root]] * world
+        case "scatter":
+            return list(np.split(inputs[root], world))
+        case "gather":
+            return [np.concatenate(inputs) if r == root else None for r in range(world)]
+        case "all_to_all":
+            blocks = [np.split(x, world) for x in inputs]
+            return [np.concatenate([row[r] for row in blocks]) for r in range(world)]
         case _:
             return [np.concatenate(inputs)] * world
 
@@ -112,6 +121,43 @@ def test_every_dtype_and_operator(algorithm: Algorithm, dtype: str) -> None:
         )
         wanted = outputs_of(algorithm, used, plain(op, dtype, used), root)
         assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_blocks_of_unequal_size(world: int) -> None:
+    """Against plain slices; several rounds for some blocks, none for others."""
+    rng = np.random.default_rng(world)
+    sizes = [int(n) for n in rng.choice([0, 1, 700, 2000], world)]
+    pairs = [[int(n) for n in rng.choice([0, 1, 700, 2000], world)] for _ in range(world)]
+    ends = np.cumsum(sizes)[:-1]
+    root = world // 2
+    whole = small_integers(world, sum(sizes), "float32", world)
+    parts = [x[:n] for x, n in zip(whole, sizes, strict=True)]
+    rows = [small_integers(world, sum(row), "float32", r)[r] for r, row in enumerate(pairs)]
+    blocks = [np.split(x, np.cumsum(row)[:-1]) for x, row in zip(rows, pairs, strict=True)]
+    joined = np.concatenate(parts)
+    only_root = [joined if r == root else None for r in range(world)]
+    scattered = np.split(whole[root], ends)
+    wanted: dict[str, tuple[list[Any], list[Any]]] = {
+        "all_gather": (parts, [joined] * world),
+        "gather": (parts, only_root),
+        "scatter": ([whole[root] if r == root else None for r in range(world)], scattered),
+        "reduce_scatter": (whole, np.split(np.sum(whole, axis=0, dtype=np.float32), ends)),
+    }
+    for algorithm in ALGORITHMS:
+        if algorithm.collective in wanted:
+            inputs, outputs = wanted[algorithm.collective]
+            found = execute(
+                algorithm.collective,
+                algorithm.name,
+                inputs,
+                root=root,
+                counts=sizes,
+                geometry=SMALL,
+            )
+            assert_same(found, outputs)
+    found = execute("all_to_all", "direct", list(rows), pairs=pairs, geometry=SMALL)
+    assert_same(found, [np.concatenate([row[r] for row in blocks]) for r in range(world)])
 
 
 def powers_of_two(tensors: list[Array], dtype: str) -> list[Array]:
