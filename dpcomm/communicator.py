@@ -69,9 +69,20 @@ def _maker(
     return seen.shape, lambda shape: numpy.empty(shape, seen.dtype)
 
 
-def _listed(counts: Sequence[int] | None) -> list[int]:
-    """What the core takes for counts; none where all blocks are of one size."""
-    return [] if counts is None else [int(count) for count in counts]
+def _checked(operation: str, counts: Sequence[int] | None, world: int) -> list[int]:
+    """What the core takes for counts: a number for each rank, or nothing where all are equal.
+
+    Raises:
+        UsageError: It is no list of `world` sizes.
+    """
+    if counts is None:
+        return []
+    sizes = [int(count) for count in counts]
+    if len(sizes) != world:
+        raise UsageError(f"{operation}: {len(sizes)} counts for {world} ranks")
+    if any(size < 0 or size >= 1 << 63 for size in sizes):
+        raise UsageError(f"{operation}: counts {sizes} are no numbers of elements")
+    return sizes
 
 
 class Communicator:
@@ -264,13 +275,14 @@ class Communicator:
             ``out``; or a Work whose ``wait()`` returns it. Other arguments and errors as in
             :meth:`all_reduce`; ranks that give different counts are a UsageError on all of them.
         """
+        sizes = _checked("all_gather", counts, self.world_size)
         if out is None:
             shape, empty = _maker(array, "all_gather", stream)
-            out = empty((self.world_size, *shape) if counts is None else (sum(counts),))
+            out = empty((self.world_size, *shape) if counts is None else (sum(sizes),))
         settings = _core.Settings(
             None, algorithm, timeout, async_op, caller_stream(stream, array, out)
         )
-        return self._core.all_gather(array, out, settings=settings, counts=_listed(counts))
+        return self._core.all_gather(array, out, settings=settings, counts=sizes)
 
     def gather(
         self,
@@ -300,13 +312,14 @@ class Communicator:
             arguments and errors as in :meth:`all_reduce`. Ranks other than the root may return
             before the root has called.
         """
+        sizes = _checked("gather", counts, self.world_size)
         if self.rank != root:
             out = None
         elif out is None:
             shape, empty = _maker(array, "gather", None)
-            out = empty((self.world_size, *shape) if counts is None else (sum(counts),))
+            out = empty((self.world_size, *shape) if counts is None else (sum(sizes),))
         settings = _core.Settings(None, algorithm, timeout, async_op)
-        return self._core.gather(array, out, root=root, settings=settings, counts=_listed(counts))
+        return self._core.gather(array, out, root=root, settings=settings, counts=sizes)
 
     def scatter(
         self,
@@ -337,14 +350,15 @@ class Communicator:
             ``out``; or a Work whose ``wait()`` returns it. Other arguments and errors as in
             :meth:`all_reduce`. The root may return before the others have called.
         """
+        sizes = _checked("scatter", counts, self.world_size)
         if self.rank != root:
             array = None
             if out is None:
                 raise UsageError(f"scatter: rank {self.rank} is not the root and has to pass out=")
         elif out is None:
-            out = self._own_block(array, "scatter", counts, None)
+            out = self._own_block(array, "scatter", sizes, None)
         settings = _core.Settings(None, algorithm, timeout, async_op)
-        return self._core.scatter(array, out, root=root, settings=settings, counts=_listed(counts))
+        return self._core.scatter(array, out, root=root, settings=settings, counts=sizes)
 
     def all_to_all(
         self,
@@ -376,16 +390,14 @@ class Communicator:
             :meth:`all_reduce`. Where a rank sends another number than its peer expects, both raise
             a UsageError that names them.
         """
+        sent = _checked("all_to_all", counts, self.world_size)
+        received = _checked("all_to_all", recv_counts, self.world_size)
         if out is None:
             shape, empty = _maker(array, "all_to_all", None)
-            out = empty(shape if recv_counts is None else (sum(recv_counts),))
+            out = empty(shape if recv_counts is None else (sum(received),))
         settings = _core.Settings(None, algorithm, timeout, async_op)
         return self._core.all_to_all(
-            array,
-            out,
-            settings=settings,
-            counts=_listed(counts),
-            recv_counts=_listed(recv_counts),
+            array, out, settings=settings, counts=sent, recv_counts=received
         )
 
     def reduce_scatter(
@@ -415,24 +427,21 @@ class Communicator:
             ``out``; or a Work whose ``wait()`` returns it. Other arguments and errors as in
             :meth:`all_reduce`.
         """
+        sizes = _checked("reduce_scatter", counts, self.world_size)
         if out is None:
-            out = self._own_block(array, "reduce_scatter", counts, stream)
+            out = self._own_block(array, "reduce_scatter", sizes, stream)
         settings = _core.Settings(
             wire, algorithm, timeout, async_op, caller_stream(stream, array, out)
         )
         return self._core.reduce_scatter(
-            array, out, op=op, factor=factor, settings=settings, counts=_listed(counts)
+            array, out, op=op, factor=factor, settings=settings, counts=sizes
         )
 
-    def _own_block(
-        self, array: Any, operation: str, counts: Sequence[int] | None, stream: Any
-    ) -> Any:
+    def _own_block(self, array: Any, operation: str, sizes: Sequence[int], stream: Any) -> Any:
         """A new array for this rank's block of `array`."""
         shape, empty = _maker(array, operation, stream)
-        if counts is not None:
-            if len(counts) != self.world_size:
-                raise UsageError(f"{operation}: {len(counts)} counts for {self.world_size} ranks")
-            return empty((counts[self.rank],))
+        if sizes:
+            return empty((sizes[self.rank],))
         if not shape or shape[0] % self.world_size:
             raise UsageError(
                 f"{operation}: the first dimension of shape {shape} is not a multiple "

@@ -132,10 +132,11 @@ bool Executor::ready(const Step& step) {
 
 /// True for a slice beyond the end of a block that is smaller than others: nobody sends it, as
 /// whoever has a part in it knows. (In an order in which a schedule can run with all its messages,
-/// it can run without some: what is left waits for no more than before.)
+/// it can run without some: what is left waits for no more than before.) The first round is always
+/// sent, so that ranks that disagree about a block notice even where one of them takes it for
+/// empty.
 bool Executor::is_left_out(const Slice& slice, size_t round) const {
-  if (!blocks_.unequal() || slice.elems > 0) return false;
-  return task_->collective != Collective::kAllToAll || round > 0;
+  return blocks_.unequal() && slice.elems == 0 && round > 0;
 }
 
 bool Executor::try_step(const Step& step, size_t round) {

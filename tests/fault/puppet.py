@@ -125,6 +125,20 @@ class Puppet:
             out = np.frombuffer(bytes([POISON]) * expected.nbytes, dtype).copy()
             out = out.reshape(expected.shape)
             result = comm.all_gather(own, out=out, **options)
+        elif name == "gather":
+            blocks = np.stack([pattern(each, count, dtype) for each in range(world)])
+            expected = blocks if rank == root else None
+            out = np.frombuffer(bytes([POISON]) * blocks.nbytes, dtype).copy()
+            result = comm.gather(own, root, out=out.reshape(blocks.shape), **options)
+        elif name == "scatter":
+            expected = own
+            blocks = np.stack([pattern(each, count, dtype) for each in range(world)])
+            result = comm.scatter(blocks if rank == root else None, root, out=out, **options)
+        elif name == "all_to_all":
+            expected = np.stack([pattern(each, count, dtype) for each in range(world)])
+            blocks = np.stack([own] * world)
+            out = np.frombuffer(bytes([POISON]) * blocks.nbytes, dtype).copy()
+            result = comm.all_to_all(blocks, out=out.reshape(blocks.shape), **options)
         else:
             expected = total
             blocks = np.stack([own] * world)

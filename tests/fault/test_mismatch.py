@@ -186,6 +186,81 @@ def test_one_operation_more_than_the_others(stage: Stage) -> None:
         )
 
 
+# What every rank calls; `mine` are the sizes that it knows of, and its buffers fit its own call.
+UNEQUAL = {
+    "all_gather": "puppet.comm.all_gather(ones(mine[rank]), out=ones(sum(mine)), counts=mine)",
+    "gather": "puppet.comm.gather(ones(mine[rank]), 0, out=ones(sum(mine)), counts=mine)",
+    "scatter": ("puppet.comm.scatter(ones(sum(mine)), last, out=ones(mine[rank]), counts=mine)"),
+    "reduce_scatter": (
+        "puppet.comm.reduce_scatter(ones(sum(mine)), out=ones(mine[rank]), counts=mine)"
+    ),
+}
+ONES = "ones = lambda n: np.ones(n, np.float32)\n"
+
+
+@pytest.mark.parametrize("change", [3, -3])
+@pytest.mark.parametrize("name", UNEQUAL)
+def test_different_sizes_of_blocks(stage: Stage, name: str, change: int) -> None:
+    """Rank 1 has another size for the last rank; a sum that is the same does not hide it."""
+    with stage.group(3) as group:
+        group.start()
+        since = time.monotonic()
+        for rank in group:
+            mine = [7, 0 if change > 0 else 3, 5000 + (change if rank.number == 1 else 0)]
+            if rank.number == 1:
+                mine[0] -= change
+            source = ONES + UNEQUAL[name] + "\npuppet.comm.barrier()"
+            rank.begin("run", source, mine=mine, rank=rank.number, last=2)
+        expect_disagreement(
+            group, since, f"{group[1].name} called {name} #1", "unequal blocks, digest"
+        )
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"), [(5, 7), (7, 5), (0, 4), (4, 0), (500_000, 500_001), (500_001, 3)]
+)
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_pair_that_disagrees_about_its_block(
+    stage: Stage, world: int, sent: int, expected: int
+) -> None:
+    """Rank 1 sends `sent` elements to rank 0, which expects another number. All others agree."""
+    with stage.group(world) as group:
+        group.start()
+        since = time.monotonic()
+        for rank in group:
+            row, column = [2] * world, [2] * world
+            if rank.number == 0:
+                column[1] = expected
+            if rank.number == 1:
+                row[0] = sent
+            source = ONES + (
+                "puppet.comm.all_to_all(ones(sum(row)), counts=row, recv_counts=column)\n"
+                "puppet.comm.barrier()"
+            )
+            rank.begin("run", source, row=row, column=column)
+        expect_disagreement(
+            group,
+            since,
+            f"{group[1].name} sends {sent} elements to {group[0].name}, which expects {expected}",
+            "all_to_all #1",
+        )
+
+
+def test_one_rank_gives_counts_and_the_others_do_not(stage: Stage) -> None:
+    """Which is no disagreement where the sizes are the same."""
+    with stage.group(3) as group:
+        group.start()
+        for rank in group:
+            sizes = [4] * 3 if rank.number == 1 else None
+            source = ONES + (
+                "result = puppet.comm.all_gather(ones(4), counts=sizes).size\n"
+                "result += puppet.comm.all_to_all(\n"
+                "    ones(12), counts=sizes, recv_counts=sizes).size\n"
+            )
+            rank.begin("run", source, sizes=sizes)
+        assert [outcome.value for outcome in group.end()] == [24, 24, 24]
+
+
 def test_a_call_that_makes_no_sense_harms_nobody(stage: Stage) -> None:
     """What one rank alone can see is raised before anything is sent."""
     with stage.group(2) as group:
@@ -199,6 +274,22 @@ def test_a_call_that_makes_no_sense_harms_nobody(stage: Stage) -> None:
         ):
             outcome = group[0].do_outcome("collective", "all_reduce", 1000, **options)
             assert outcome.error == "UsageError", outcome
-        source = "puppet.comm.broadcast(np.ones(4), 2)"
-        assert group[0].do_outcome("run", source).error == "UsageError"
+        for source in (
+            "broadcast(np.ones(4), 2)",
+            "gather(np.ones(4), -1)",
+            "scatter(np.ones(4), 0, counts=[1, 2])",
+            "scatter(np.ones(3), 0)",
+            "scatter(None, 1)",
+            "all_to_all(np.ones(3))",
+            "all_to_all(np.ones(4), counts=[3, 1])",
+            "all_to_all(np.ones(4), counts=[3, 1], recv_counts=[2, 2], out=np.ones(4))",
+            "all_to_all(np.ones(4), recv_counts=[3, 1])",
+            "all_gather(np.ones(4), counts=[4, 1, 1])",
+            "all_gather(np.ones(4), counts=[3, 4])",
+            "all_gather(np.ones(0), counts=[2**62, 2**62], out=np.ones(1))",
+            "reduce_scatter(np.ones(4), counts=[-1, 5])",
+            "reduce_scatter(np.ones(4), counts=[])",
+        ):
+            outcome = group[0].do_outcome("run", f"puppet.comm.{source}")
+            assert outcome.error == "UsageError", (source, outcome)
         group.do("collective", "all_reduce", 1000)
