@@ -47,9 +47,9 @@ def wire_sum_f32(
 
 # --- schedule -----------------------------------------------------------------------------------
 # dpcomm.schedule is the friendly form. An operation is (collective, algorithm, root, slices,
-# rounds).
+# rounds, rounds of each block or nothing).
 
-_Operation = tuple[str, str, int, int, int]
+_Operation = tuple[str, str, int, int, int, Sequence[int]]
 _Step = tuple[int, int, int, int, int, int, int, tuple[int, ...], int, tuple[int, ...], bool]
 
 def schedule_algorithms() -> list[tuple[str, str, int, int, int, bool]]: ...

@@ -17,11 +17,11 @@ namespace {
 
 namespace py = pybind11;
 
-/// collective, algorithm, root, slices, rounds
-using OperationTuple = std::tuple<std::string, std::string, int, int, int>;
+/// collective, algorithm, root, slices, rounds, rounds of each block or nothing
+using OperationTuple = std::tuple<std::string, std::string, int, int, int, std::vector<int>>;
 
 PlannedOperation operation_of(const OperationTuple& tuple) {
-  const auto& [collective, algorithm, root, slices, rounds] = tuple;
+  const auto& [collective, algorithm, root, slices, rounds, block_rounds] = tuple;
   PlannedOperation operation;
   operation.algorithm = -1;
   for (int i = 0; i < kCollectives; ++i) {
@@ -34,6 +34,7 @@ PlannedOperation operation_of(const OperationTuple& tuple) {
   operation.root = root;
   operation.slices = slices;
   operation.rounds = rounds;
+  operation.block_rounds = block_rounds;
   return operation;
 }
 
@@ -52,7 +53,7 @@ std::vector<AlgorithmTuple> list_algorithms() {
 /// (chunks, min_slots, roundings).
 std::tuple<int, int, int> limits(const std::string& collective, const std::string& algorithm,
                                  int world, int slices) {
-  const PlannedOperation operation = operation_of({collective, algorithm, 0, slices, 1});
+  const PlannedOperation operation = operation_of({collective, algorithm, 0, slices, 1, {}});
   if (world < 1 || slices < 1) {
     throw usage_error("world_size ", world, " with ", slices, " slices makes no sense");
   }

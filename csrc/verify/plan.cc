@@ -19,7 +19,9 @@ Phase write_out(int world, const PlannedOperation& operation) {
         Schedule schedule(params_of(operation, rank, world), lane);
         PlannedStep planned;
         planned.round = round;
-        while (schedule.next(planned.step)) stream.push_back(planned);
+        while (schedule.next(planned.step)) {
+          if (operation.has(round, planned.step.chunk)) stream.push_back(planned);
+        }
       }
     }
   }
@@ -32,6 +34,13 @@ void check(int world, const PlannedOperation& operation) {
   }
   if (operation.root < 0 || operation.root >= world) {
     throw usage_error("root ", operation.root, " is not a rank of ", world);
+  }
+  const AlgorithmInfo& info = kAlgorithms[operation.algorithm];
+  const auto chunks = static_cast<size_t>(info.chunks(params_of(operation, 0, world)));
+  if (!operation.block_rounds.empty() &&
+      (!has_blocks(info.collective) || operation.block_rounds.size() != chunks)) {
+    throw usage_error("rounds of ", operation.block_rounds.size(), " blocks for ", chunks,
+                      " chunks of ", name(info.collective));
   }
   if (operation.slices < 1 || operation.rounds < 0) {
     throw usage_error("a plan needs at least 1 slice and 0 rounds, not ", operation.slices, " and ",

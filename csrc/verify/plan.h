@@ -16,6 +16,13 @@ struct PlannedOperation {
   int root = 0;
   int slices = 1;
   int rounds = 1;
+  /// Rounds of each chunk, where blocks differ in size: what lies beyond is left out by all ranks.
+  /// Empty: all have `rounds`.
+  std::vector<int> block_rounds;
+
+  bool has(int round, int chunk) const {
+    return block_rounds.empty() || round < block_rounds[static_cast<size_t>(chunk)];
+  }
 };
 
 /// A step and the round that it belongs to.

@@ -475,6 +475,8 @@ class Prover {
         const size_t index = at % per_rank;
         const int chunk = static_cast<int>(index / phase.operation.slices % phase.chunks);
         if (states_[i].slices[at].written || !has_output(phase, rank, chunk)) continue;
+        const size_t round = index / (static_cast<size_t>(phase.operation.slices) * phase.chunks);
+        if (!phase.operation.has(static_cast<int>(round), chunk)) continue;
         throw Refuted{
             str("rank ", rank, " never writes ",
                 describe_key(static_cast<int64_t>(i) << 48 | static_cast<int64_t>(index)))};

@@ -9,6 +9,8 @@
 //   - no deadlock, no message left over;
 //   - law 4: no channel is shared by two lanes, and both ends of a channel see the same order of
 //     (operation, round, chunk, slice);
+//   - blocks of unequal size: the same with any of the last rounds of a chunk left out by all
+//   ranks;
 //   - in place: no rank reads its input of a slice after it has written its output of that slice.
 //
 // One execution stands for all. Every step has a fixed list of channels to receive from and to send

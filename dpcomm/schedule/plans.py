@@ -132,5 +132,5 @@ def plan(
         UsageError: the algorithm does not exist, or a number makes no sense.
     """
     find(algorithm, collective)
-    steps = _core.schedule_plan(world, (collective, algorithm, root, slices, rounds))
+    steps = _core.schedule_plan(world, (collective, algorithm, root, slices, rounds, ()))
     return [PlanStep(*s[:5], Primitive(s[5]), *s[6:]) for s in steps]

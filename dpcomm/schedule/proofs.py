@@ -21,6 +21,9 @@ class Operation:
     root: int = 0
     slices: int = 1
     rounds: int = 1
+    block_rounds: tuple[int, ...] = ()
+    """Rounds of each chunk, where blocks differ in size; what is beyond is left out by all ranks.
+    Of an all_to_all chunk s * world + t goes from rank s to rank t."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,10 @@ def prove_operations(
         )
     result = _core.schedule_prove(
         world,
-        [(op.collective, op.algorithm, op.root, op.slices, op.rounds) for op in operations],
+        [
+            (op.collective, op.algorithm, op.root, op.slices, op.rounds, op.block_rounds)
+            for op in operations
+        ],
         slots,
         keep_as_sent,
         check_form,

@@ -64,6 +64,66 @@ void run_everything(Communicator& communicator) {
   run_and_check(communicator, int8, ++salt);
 }
 
+/// Blocks of unequal size, between operations of other kinds.
+void run_unequal(Communicator& communicator) {
+  const int world = communicator.world();
+  int salt = static_cast<int>(check::seed() % 1000);
+  for (size_t most : {size_t{1}, size_t{700}, 3 * kSmallSlot + 5}) {
+    for (Operation operation : every_unequal(world, most, salt)) {
+      operation.dtype = salt % 3 == 0 ? Dtype::kBFloat16 : Dtype::kFloat32;
+      run_and_check(communicator, operation, ++salt);
+      Operation small;
+      small.count = 100;
+      if (salt % 3 == 0) run_and_check(communicator, small, ++salt);
+    }
+  }
+}
+
+TEST(blocks_of_unequal_size) {
+  setenv("DPCOMM_SLOT_BYTES", std::to_string(kSmallSlot).c_str(), 1);
+  for (int world = 1; world <= (check::long_run() ? 9 : 5); ++world) {
+    run_group(world, group_options(fresh_name()), run_unequal);
+  }
+  setenv("DPCOMM_FAULTS", "stall=0.3,seed=5", 1);
+  run_group(4, group_options(fresh_name()), run_unequal);
+  unsetenv("DPCOMM_FAULTS");
+  unsetenv("DPCOMM_SLOT_BYTES");
+}
+
+/// One text on all ranks, and nothing beyond the smaller one of the two sizes.
+TEST(a_pair_that_disagrees_about_its_block) {
+  for (const auto [sent, expected] : {std::pair<size_t, size_t>{5, 7}, {7, 5}, {0, 3}, {3, 0}}) {
+    std::string texts[3];
+    run_group(3, group_options(fresh_name()), [&](Communicator& communicator) {
+      const int rank = communicator.rank();
+      std::vector<float> input(30, 1.0f), output(30, -1.0f);
+      Operation operation;
+      operation.collective = Collective::kAllToAll;
+      operation.counts = operation.recv_counts = {2, 2, 2};
+      if (rank == 1) operation.counts[2] = sent;
+      if (rank == 2) operation.recv_counts[1] = expected;
+      operation.input = input.data();
+      operation.output = output.data();
+      Operation barrier;
+      barrier.collective = Collective::kBarrier;
+      try {
+        communicator.run(operation);
+        communicator.run(barrier);
+      } catch (const Error& error) {
+        CHECK(error.kind() == ErrorKind::kUsage);
+        texts[rank] = error.what();
+      }
+      size_t elems = 0;
+      for (const size_t count : operation.recv_counts) elems += count;
+      for (size_t i = elems; i < output.size(); ++i) CHECK_EQ(output[i], -1.0f);
+    });
+    CHECK(texts[0] == texts[1] && texts[1] == texts[2]);
+    const std::string numbers = "sends " + std::to_string(sent) + " elements";
+    CHECK(texts[0].find(numbers) != std::string::npos);
+    CHECK(texts[0].find("expects " + std::to_string(expected)) != std::string::npos);
+  }
+}
+
 void run_worlds(int most) {
   setenv("DPCOMM_SLOT_BYTES", std::to_string(kSmallSlot).c_str(), 1);
   for (int world = 1; world <= most; ++world) {
@@ -102,10 +162,8 @@ TEST(a_tensor_may_be_overwritten_after_the_return) {
       Trial trial(operation, communicator.rank(), 3, ++salt, true);
       communicator.run(trial.operation());
       trial.check();
-      const bool output =
-          operation.collective != Collective::kReduce || operation.root == communicator.rank();
-      if (output) {
-        std::memset(trial.operation().output, 0xff, operation.count * sizeof(float));
+      if (has_output(operation.collective, communicator.rank(), operation.root)) {
+        std::memset(trial.operation().output, 0xff, trial.output_elems() * sizeof(float));
       } else {
         std::memset(const_cast<void*>(trial.operation().input), 0xff,
                     operation.count * sizeof(float));

@@ -55,45 +55,53 @@ inline std::string fresh_name() {
 }
 
 /// One collective on small integers, exact in every dtype and wire format: contributions, outputs
-/// that start poisoned between guards, and the comparison.
+/// that start poisoned between guards, and the comparison. The `counts` of an
+/// operation are those of all ranks; of an all-to-all size_of() has them instead.
 class Trial {
  public:
   static constexpr size_t kGuard = 64;
 
   Trial(Operation operation, int rank, int world, int salt, bool in_place)
       : operation_(operation), rank_(rank), world_(world), salt_(salt), in_place_(in_place) {
-    const bool gather = operation.collective == Collective::kAllGather;
-    const bool scatter = operation.collective == Collective::kReduceScatter;
-    const size_t input_elems = operation.count * (scatter ? world : 1);
-    const size_t output_elems = operation.count * (gather ? world : 1);
+    if (operation_.collective == Collective::kAllToAll) in_place_ = false;
+    has_input_ = has_input(operation.collective, rank, operation.root);
+    has_output_ = has_output(operation.collective, rank, operation.root);
+    if (unequal() && operation_.collective == Collective::kAllToAll) {
+      operation_.recv_counts.resize(operation_.counts.size());
+      for (int other = 0; other < world; ++other) {
+        operation_.counts[other] = size_of(rank, other);
+        operation_.recv_counts[other] = size_of(other, rank);
+      }
+    }
     const size_t elem = size_bytes(operation.dtype);
-    input_ = Buffer(input_elems * elem);
-    output_ = Buffer(output_elems * elem);
-    for (size_t i = 0; i < input_elems; ++i) put(input_.data(), i, contribution(rank, i));
+    input_ = Buffer(input_elems() * elem);
+    output_ = Buffer(output_elems() * elem);
+    for (size_t i = 0; i < input_elems(); ++i) put(input_.data(), i, contribution(rank, i));
     input_before_ = input_.bytes;
-    std::memset(output_.data(), 0xa5, output_elems * elem);
-    has_output_ = operation.collective != Collective::kReduce || operation.root == rank;
+    std::memset(output_.data(), 0xa5, output_elems() * elem);
     if (operation.collective == Collective::kBroadcast) {
       in_place_ = true;
       if (operation.root == rank) output_.bytes = input_.bytes;
     }
-    prepare(gather, scatter, elem);
+    if (!has_input_ && operation.collective != Collective::kBroadcast) in_place_ = false;
+    prepare(elem);
   }
 
   const Operation& operation() const { return operation_; }
+  size_t output_elems() const {
+    return gathers()    ? total()
+           : pairs()    ? received()
+           : is_split() ? block(rank_)
+                        : operation_.count;
+  }
 
   void check() const {
     CHECK(input_.guards_hold());
     CHECK(output_.guards_hold());
     if (!has_output_ || !in_place_) CHECK(input_.bytes == input_before_);
     if (!has_output_) return;
-    const bool scatter = operation_.collective == Collective::kReduceScatter;
-    const bool gather = operation_.collective == Collective::kAllGather;
     const auto* at = static_cast<const std::byte*>(operation_.output);
-    for (size_t i = 0; i < operation_.count * (gather ? world_ : 1); ++i) {
-      const size_t index = scatter ? rank_ * operation_.count + i : i;
-      CHECK_EQ(get(at, i), expected(index));
-    }
+    for (size_t i = 0; i < output_elems(); ++i) CHECK_EQ(get(at, i), expected(i));
   }
 
  private:
@@ -112,15 +120,52 @@ class Trial {
     }
   };
 
-  void prepare(bool gather, bool scatter, size_t elem) {
-    operation_.input = input_.data();
+  bool unequal() const { return !operation_.counts.empty(); }
+  bool pairs() const { return operation_.collective == Collective::kAllToAll; }
+  bool gathers() const {
+    return operation_.collective == Collective::kAllGather ||
+           operation_.collective == Collective::kGather;
+  }
+  bool scatters() const {
+    return operation_.collective == Collective::kReduceScatter ||
+           operation_.collective == Collective::kScatter;
+  }
+  bool is_split() const { return gathers() || scatters(); }
+
+  /// Elements of a rank's block, and of all before it.
+  size_t block(int rank) const { return unequal() ? operation_.counts[rank] : operation_.count; }
+  size_t first(int rank) const {
+    size_t sum = 0;
+    for (int before = 0; before < rank; ++before) sum += block(before);
+    return sum;
+  }
+  size_t total() const { return first(world_); }
+  /// Of an all-to-all: what rank `source` sends to rank `destination`, some of it nothing.
+  size_t size_of(int source, int destination) const {
+    if (!unequal()) return operation_.count;
+    const size_t most = operation_.count;
+    const size_t sizes[] = {most, 0, most / 2, 1, most / 3};
+    return sizes[(source * 3 + destination + salt_) % 5];
+  }
+  size_t received() const {
+    size_t sum = 0;
+    for (int source = 0; source < world_; ++source) sum += size_of(source, rank_);
+    return sum;
+  }
+  size_t input_elems() const {
+    return scatters() || pairs() ? total() : gathers() ? block(rank_) : operation_.count;
+  }
+
+  void prepare(size_t elem) {
+    operation_.input = has_input_ || in_place_ ? input_.data() : nullptr;
     operation_.output = has_output_ ? output_.data() : nullptr;
-    const size_t own = rank_ * operation_.count * elem;
+    const size_t own = first(rank_) * elem;
     if (!in_place_) return;
-    if (gather) {
-      std::memcpy(output_.data() + own, input_.data(), operation_.count * elem);
+    if (gathers()) {
+      if (!has_output_) return;
+      std::memcpy(output_.data() + own, input_.data(), block(rank_) * elem);
       operation_.input = output_.data() + own;
-    } else if (scatter) {
+    } else if (scatters()) {
       operation_.output = input_.data() + own;
     } else if (operation_.collective == Collective::kBroadcast) {
       operation_.input = output_.data();
@@ -134,11 +179,22 @@ class Trial {
     return static_cast<int>((i * 7 + rank * 5 + salt_ + i / 11) % 3);
   }
 
+  /// Of element i of this rank's output.
   int expected(size_t i) const {
     if (operation_.collective == Collective::kBroadcast) return contribution(operation_.root, i);
-    if (operation_.collective == Collective::kAllGather) {
-      return contribution(static_cast<int>(i / operation_.count), i % operation_.count);
+    if (gathers()) {
+      int source = 0;
+      while (i >= block(source)) i -= block(source++);
+      return contribution(source, i);
     }
+    if (pairs()) {
+      int source = 0;
+      for (; i >= size_of(source, rank_); ++source) i -= size_of(source, rank_);
+      for (int before = 0; before < rank_; ++before) i += size_of(source, before);
+      return contribution(source, i);
+    }
+    if (scatters()) i += first(rank_);
+    if (operation_.collective == Collective::kScatter) return contribution(operation_.root, i);
     int sum = contribution(0, i);
     for (int rank = 1; rank < world_; ++rank) {
       const int other = contribution(rank, i);
@@ -209,6 +265,7 @@ class Trial {
   Operation operation_;
   int rank_, world_, salt_;
   bool in_place_;
+  bool has_input_ = true;
   bool has_output_ = true;
   Buffer input_, output_;
   std::vector<std::byte> input_before_;
@@ -226,6 +283,20 @@ inline std::vector<Operation> every_algorithm() {
   Operation automatic;
   automatic.algorithm = "auto";
   operations.push_back(automatic);
+  return operations;
+}
+
+/// Those of them that take blocks of unequal size, with such blocks of at most `most` elements,
+/// some of them empty.
+inline std::vector<Operation> every_unequal(int world, size_t most, int salt) {
+  std::vector<Operation> operations;
+  for (Operation operation : every_algorithm()) {
+    if (!has_blocks(operation.collective)) continue;
+    operation.count = most;
+    const size_t sizes[] = {most / 2, 0, most, 1, most / 3};
+    for (int rank = 0; rank < world; ++rank) operation.counts.push_back(sizes[(rank + salt) % 5]);
+    operations.push_back(operation);
+  }
   return operations;
 }
 

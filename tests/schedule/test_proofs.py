@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import random
 
 import pytest
 
@@ -14,6 +16,8 @@ ALGORITHMS = schedule.algorithms()
 IDS = [f"{a.collective}-{a.name}" for a in ALGORITHMS]
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=IDS)
 
+#: Collectives that move or add blocks; chunks of the last one are pairs of ranks.
+BLOCKED = ("all_gather", "reduce_scatter", "gather", "scatter", "all_to_all")
 WORLDS = range(2, 66)
 LARGE_WORLDS = (128, 256, 1024)
 
@@ -90,6 +94,41 @@ def test_holds_back_to_back_with_rounds_and_slices(algorithm: Algorithm) -> None
                 proof(world, first, operation(after, world, s2, r2), slots=slots)
 
 
+@pytest.mark.parametrize(
+    "algorithm", [a for a in ALGORITHMS if a.collective in BLOCKED], ids=lambda a: a.collective
+)
+def test_holds_where_blocks_differ(algorithm: Algorithm) -> None:
+    """Each block has rounds of its own, drawn at random, or none; another operation follows."""
+    chosen = random.Random(5)
+    for world, slices, _ in itertools.product(range(2, 34), (1, 2), range(3)):
+        rounds = tuple(chosen.choice((0, 1, 1, 2, 3)) for _ in range(algorithm.chunks(world)))
+        uneven = dataclasses.replace(
+            operation(algorithm, world, slices, max(rounds)), block_rounds=rounds
+        )
+        after = operation(chosen.choice(ALGORITHMS), world)
+        least = algorithm.min_slots(world, slices)
+        slots = max(least, schedule.find(after.algorithm, after.collective).min_slots(world))
+        alone = proof(world, uneven, slots=least)
+        proof(world, uneven, after, slots=slots)
+        whole = proof(world, operation(algorithm, world, slices, 1), slots=least).messages
+        pairs = algorithm.collective == "all_to_all"  # a rank's block for itself is no message
+        moved = [r for i, r in enumerate(rounds) if not pairs or i % world != i // world]
+        if algorithm.collective not in ("gather", "scatter"):  # nor is the root's own one
+            assert alone.messages * len(moved) == whole * sum(moved)
+
+
+def test_a_rank_that_leaves_out_more_than_others_is_refuted() -> None:
+    """As where ranks disagree about the size of a block."""
+    rounds = (1, 2, 3)
+    for collective in BLOCKED[:-1]:
+        for algorithm in schedule.algorithms(collective):
+            uneven = Operation(algorithm.name, collective, 1, 1, 3, rounds)
+            for seed in range(20):
+                found = schedule.prove_operations(3, [uneven], mutation="drop_step", seed=seed)
+                assert found is not None
+                assert not found.holds
+
+
 def test_holds_for_all_algorithms_in_one_plan() -> None:
     for world in (2, 3, 4, 7, 8, 16):
         plan = [operation(a, world, 1 + i % 2, 1 + i % 3) for i, a in enumerate(ALGORITHMS)]
@@ -128,6 +167,12 @@ def test_what_makes_no_sense_is_a_usage_error() -> None:
         schedule.prove("tree", 4, collective="broadcast", root=4)
     with pytest.raises(UsageError, match="rank"):
         schedule.plan("ring", 0)
+    for uneven in (
+        Operation("ring", rounds=2, block_rounds=(1, 2, 1)),
+        Operation("direct", "gather", block_rounds=(1, 1)),
+    ):
+        with pytest.raises(UsageError, match="blocks for"):
+            schedule.prove_operations(3, [uneven])
     with pytest.raises(UsageError, match="unknown collective"):
         schedule.algorithms("all_reduces")
 
@@ -140,6 +185,8 @@ def test_what_makes_no_sense_is_a_usage_error() -> None:
 @pytest.mark.parametrize("world", LARGE_WORLDS)
 @each_algorithm
 def test_holds_for_large_worlds(algorithm: Algorithm, world: int) -> None:
+    if algorithm.collective == "all_to_all" and world > 256:
+        pytest.skip("a thousand ranks have a million blocks each")
     for slices, rounds in [(1, 2), (2, 1)]:
         for slots in {least := algorithm.min_slots(world, slices), least + 1, max(least, 4)}:
             found = proof(world, operation(algorithm, world, slices, rounds), slots=slots)
