@@ -94,7 +94,9 @@ TEST(blocks_of_unequal_size) {
 TEST(a_pair_that_disagrees_about_its_block) {
   for (const auto [sent, expected] : {std::pair<size_t, size_t>{5, 7}, {7, 5}, {0, 3}, {3, 0}}) {
     std::string texts[3];
-    run_group(3, group_options(fresh_name()), [&](Communicator& communicator) {
+    CommunicatorOptions options = group_options(fresh_name());
+    options.timeout = std::chrono::milliseconds(5000);
+    run_group(3, options, [&](Communicator& communicator) {
       const int rank = communicator.rank();
       std::vector<float> input(30, 1.0f), output(30, -1.0f);
       Operation operation;
