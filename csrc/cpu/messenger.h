@@ -133,7 +133,7 @@ class Messenger {
     std::unordered_map<uint32_t, Ref> coming;      // receives whose data comes, by id
     size_t kept_bytes = 0;
     bool data_next = false;  // whose turn it is, announcements' or data's
-    int closed = 0;          // how often check() has seen it so
+    int gone = 0;            // how often check() has seen it so
     // For the texts of errors.
     uint64_t announced = 0;  // messages that it has announced
     uint32_t last_tag = 0;
@@ -156,7 +156,7 @@ class Messenger {
 
   void finish(const Ref& transfer);
   void check_gone();
-  [[noreturn]] void throw_gone(const std::string& why, const Transfer& transfer) const;
+  [[noreturn]] void throw_gone(int rank, const char* how, const Transfer& transfer) const;
   [[noreturn]] void throw_timeout(const Transfer& transfer) const;
   [[noreturn]] void throw_damaged(int peer, const char* what) const;
   std::string reason(const Transfer& transfer) const;

@@ -22,8 +22,9 @@ void Messenger::check() {
   }
 }
 
-/// A rank that died ends all, as it does for collectives. One that has closed is only missed by who
-/// needs it, and only when all that it had published has been taken: it has to be seen twice.
+/// A rank that died ends all, as it does for collectives; one that has closed is only missed by who
+/// needs it. What they had published is taken first: so it has to be seen twice, and between the
+/// two all of the channel was looked at.
 void Messenger::check_gone() {
   constexpr int kSure = 2;
   int there = 0;
@@ -31,14 +32,11 @@ void Messenger::check_gone() {
     if (rank == rank_) continue;
     Peer& peer = peers_[rank];
     const PeerState state = transport_.peer_state(rank);
-    if (state == PeerState::kDead) {
-      throw_gone(str(transport_.describe(rank), " died (", diagnosis_.history(rank), ")"),
-                 *open_.front());
-    }
-    if (state == PeerState::kAlive || ++peer.closed < kSure) {
+    if (state == PeerState::kAlive || ++peer.gone < kSure) {
       ++there;
       continue;
     }
+    if (state == PeerState::kDead) throw_gone(rank, "died", *open_.front());
     // Nobody is left to read the answers to what has come.
     for (const PendingAnswer& pending : peer.answers) {
       if (pending.taken_by != nullptr) finish(pending.taken_by);
@@ -47,19 +45,19 @@ void Messenger::check_gone() {
   }
   for (const Ref& transfer : open_) {
     const int rank = transfer->source >= 0 ? transfer->source : transfer->peer;
-    if (rank != Transfer::kAnyPeer && peers_[rank].closed >= kSure) {
-      throw_gone(str(transport_.describe(rank), " has closed its communicator (",
-                     diagnosis_.history(rank), ")"),
-                 *transfer);
+    if (rank != Transfer::kAnyPeer && peers_[rank].gone >= kSure) {
+      throw_gone(rank, "has closed its communicator", *transfer);
     }
     if (rank == Transfer::kAnyPeer && there == 0) {
-      throw_gone("all other ranks have closed their communicators", *transfer);
+      throw peer_error("all other ranks have closed their communicators; noticed by ",
+                       transport_.describe(rank_), " in ", describe(*transfer));
     }
   }
 }
 
-void Messenger::throw_gone(const std::string& why, const Transfer& transfer) const {
-  throw peer_error(why, "; noticed by ", transport_.describe(rank_), " in ", describe(transfer));
+void Messenger::throw_gone(int rank, const char* how, const Transfer& transfer) const {
+  throw peer_error(transport_.describe(rank), " ", how, " (", diagnosis_.history(rank),
+                   "); noticed by ", transport_.describe(rank_), " in ", describe(transfer));
 }
 
 void Messenger::throw_timeout(const Transfer& transfer) const {

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import flush_denormals
 import numpy as np
+import programs
 from cases import (
     GATHERS,
     REDUCING,
@@ -266,6 +267,26 @@ class Rank:
     def result(self, name: str, index: int) -> Array:
         """The result of a case of the last run."""
         return self.trials[name][index].result
+
+    def program(self, name: str, program: list[programs.Message], seed: int, sums: int) -> str:
+        """Runs a program of messages beside `sums` all-reduces; what is wrong with its results."""
+        return programs.run(self.communicators[name], program, seed, sums)
+
+    def ring(self, name: str, rounds: int) -> str:
+        """Every rank's value goes around, one neighbour at a time."""
+        made = self.communicators[name]
+        world = made.world_size
+        value, got = np.full(1000, self.rank), np.empty(1000, int)
+        for _ in range(rounds):
+            if self.rank % 2 == 0:
+                made.send(value, (self.rank + 1) % world)
+                made.recv(got, (self.rank - 1) % world)
+            else:
+                made.recv(got, (self.rank - 1) % world)
+                made.send(value, (self.rank + 1) % world)
+            value[:] = got
+        expected = (self.rank - rounds) % world
+        return "" if (value == expected).all() else f"{value[0]} in place of {expected}"
 
     def barrier(self, name: str) -> None:
         self.communicators[name].barrier()

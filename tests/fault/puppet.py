@@ -152,6 +152,27 @@ class Puppet:
 
         return finish
 
+    def message(self, kind: str, peer: int | None, tag: int, nbytes: int, **options: Any) -> Any:
+        """Sends, or receives and compares; with async_op, wait() ends it. Returns the source."""
+        comm = self.comm
+        if kind == "send":
+            array = np.full(nbytes, comm.rank + tag, np.uint8)
+            result = comm.send(array, peer, tag, **options)
+        else:
+            array = np.full(nbytes, POISON, np.uint8)
+            result = comm.recv(array, peer, tag, **options)
+
+        def finish(timeout: float | None = None) -> Any:
+            source = result.wait(timeout) if options.get("async_op") else result
+            if kind == "recv" and (array != source + tag).any():
+                raise AssertionError(f"rank {comm.rank}: wrong bytes from rank {source}")
+            return source
+
+        if not options.get("async_op"):
+            return finish()
+        self.works.append(finish)
+        return len(self.works) - 1
+
     def close(self) -> None:
         self.comm.close()
 
