@@ -253,6 +253,23 @@ ONES = np.ones(4, np.float32)
         (lambda made: made.all_gather(None), "all_gather: 'NoneType' is not an array"),
         (lambda made: made.all_gather(None, out=ONES.copy()), "all_gather: None is not an array"),
         (lambda made: made.reduce_scatter(np.float32(1)), "the first dimension of shape \\(\\)"),
+        (lambda made: made.gather(ONES, 1), "gather: root 1 is not a rank of 0..0"),
+        (
+            lambda made: made.scatter(ONES, 3),
+            "scatter: rank 0 is not the root and has to pass out=",
+        ),
+        (lambda made: made.gather(None), "gather: 'NoneType' is not an array"),
+        (lambda made: made.all_gather(ONES, counts=[4, 0]), "all_gather: 2 counts for 1 ranks"),
+        (lambda made: made.gather(ONES, counts=[-4]), "counts \\[-4\\] are no numbers of elements"),
+        (
+            lambda made: made.gather(ONES, counts=[3]),
+            "input has 4 elements and output 3, but counts ask for 3 and 3",
+        ),
+        (lambda made: made.all_to_all(ONES, recv_counts=[4]), "all_to_all: recv_counts alone"),
+        (
+            lambda made: made.all_to_all(ONES, counts=[4], recv_counts=[3]),
+            "all_to_all: rank 0 sends 4 elements to itself and receives 3",
+        ),
     ],
 )
 def test_every_argument_error_names_its_cause(
@@ -362,6 +379,122 @@ def test_default_outputs() -> None:
         )
         assert listed.tolist() == [[0], [1], [2]]
         assert empty.shape == (0, 4)
+
+
+def test_gather_scatter_and_all_to_all() -> None:
+    def body(made: Communicator) -> Any:
+        rank = made.rank
+        gathered = made.gather(np.full((2, 3), rank, np.int32), root=1)
+        blocks = np.arange(12.0).reshape(6, 2) if rank == 2 else None
+        out = None if rank == 2 else np.empty((2, 2))
+        scattered = made.scatter(blocks, root=2, out=out)
+        turned = made.all_to_all(np.arange(3) + 10 * rank)
+        return gathered, scattered, turned
+
+    for rank, (gathered, scattered, turned) in enumerate(run_ranks(3, body)):
+        wanted = np.arange(3)[:, None, None] if rank == 1 else rank
+        assert gathered.shape == ((3, 2, 3) if rank == 1 else (2, 3))
+        assert (gathered == wanted).all()
+        assert scattered.tolist() == np.arange(12.0).reshape(6, 2)[2 * rank :][:2].tolist()
+        assert turned.tolist() == [rank, 10 + rank, 20 + rank]
+
+
+def test_blocks_of_unequal_size_make_arrays_of_one_dimension() -> None:
+    sizes = [2, 0, 3]
+
+    def body(made: Communicator) -> Any:
+        rank = made.rank
+        mine = np.full(sizes[rank], rank, np.int16)
+        everybodys = made.all_gather(mine, counts=sizes)
+        handle = made.gather(mine, root=0, counts=sizes, async_op=True)
+        gathered = handle.wait()
+        out = None if rank == 0 else np.empty(sizes[rank], np.int16)
+        scattered = made.scatter(everybodys if rank == 0 else None, out=out, counts=sizes)
+        added = made.reduce_scatter(everybodys, counts=sizes)
+        # Rank r sends r elements to each, and gets s elements from rank s.
+        turned = made.all_to_all(
+            np.full(3 * rank, rank), counts=np.full(3, rank), recv_counts=range(3)
+        )
+        return everybodys, gathered, scattered, added, turned
+
+    for rank, (everybodys, gathered, *blocks, turned) in enumerate(run_ranks(3, body)):
+        assert everybodys.tolist() == [0, 0, 2, 2, 2]
+        assert gathered.tolist() == ([0, 0, 2, 2, 2] if rank == 0 else [rank] * sizes[rank])
+        assert [block.tolist() for block in blocks] == [
+            [rank] * sizes[rank],
+            [3 * rank] * sizes[rank],
+        ]
+        assert turned.tolist() == [1, 2, 2]
+
+
+def test_own_blocks_in_place() -> None:
+    """Of the larger array; another block of it overlaps, as anything does in an all_to_all."""
+
+    def body(made: Communicator) -> Any:
+        rank = made.rank
+        whole = np.full(6, -1, np.int32)
+        whole[2 * rank :][:2] = rank
+        made.gather(whole[2 * rank :][:2], root=1, out=whole)
+        given = np.arange(6) + 100 * rank
+        made.scatter(given, root=1, out=given[2 * rank :][:2])
+        return whole.tolist(), given.tolist()
+
+    results = run_ranks(3, body)
+    assert results[1][0] == [0, 0, 1, 1, 2, 2]
+    assert results[0][1] == [100, 101, 2, 3, 4, 5]
+    assert results[1][1] == [100, 101, 102, 103, 104, 105]
+    assert results[2][1] == [200, 201, 202, 203, 104, 105]
+
+    def wrong(made: Communicator) -> list[str]:
+        whole = np.zeros(6, np.int32)
+        texts = []
+        for call in (
+            lambda: made.all_to_all(whole, out=whole),
+            lambda: made.all_to_all(whole[:4], out=whole[2:]),
+            lambda: made.gather(whole[1:3], root=made.rank, out=whole[:4]),
+            lambda: made.scatter(whole[:4], root=made.rank, out=whole[1:3]),
+        ):
+            with pytest.raises(UsageError) as caught:
+                call()
+            texts.append(str(caught.value))
+        made.barrier()
+        return texts
+
+    for texts in run_ranks(2, wrong):
+        assert texts[0] == "all_to_all: input and output overlap; it cannot work in place"
+        assert all("overlap in part" in text for text in texts[1:])
+
+
+class _OnDevice:
+    """Says that it lies on a device; nobody looks into it."""
+
+    def __init__(self, elems: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (elems,),
+            "typestr": "<f4",
+            "data": (1 << 12, False),
+            "version": 3,
+        }
+
+
+def test_what_runs_on_the_cpu_only_says_so_and_sends_nothing() -> None:
+    def body(made: Communicator) -> None:
+        array, out, sizes = _OnDevice(4), _OnDevice(4), [1, 3]
+        core = made._core
+        for call in (
+            lambda: core.gather(array, out, root=made.rank, counts=[4, 0][:: 1 - 2 * made.rank]),
+            lambda: core.scatter(array, _OnDevice(2), root=made.rank),
+            lambda: core.all_to_all(array, out),
+            lambda: core.all_gather(_OnDevice(sizes[made.rank]), out, counts=sizes),
+            lambda: core.reduce_scatter(array, _OnDevice(sizes[made.rank]), counts=sizes),
+        ):
+            if made.rank == 0:  # the others do not call it, and nobody waits
+                with pytest.raises(UsageError, match="runs on the CPU only"):
+                    call()
+        made.barrier()
+        assert made.stats()["operations"] == 1
+
+    run_ranks(2, body)
 
 
 def test_a_result_that_numpy_cannot_hold_needs_out(alone: Communicator) -> None:
