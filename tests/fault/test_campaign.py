@@ -24,6 +24,9 @@ COLLECTIVES = {
     "reduce": ["auto", "ring", "tree", "direct"],
     "all_gather": ["auto", "ring", "tree", "direct"],
     "reduce_scatter": ["auto", "ring", "tree", "direct"],
+    "gather": ["auto"],
+    "scatter": ["auto"],
+    "all_to_all": ["auto"],
     "barrier": ["auto"],
 }
 PHASES = ["between", "before its call", "in a message", "at a random time"]
@@ -67,7 +70,7 @@ class Case:
         self.manner = draw.choice(["collective", "submit"])
         self.collective = draw.choice(list(COLLECTIVES))
         self.options: dict[str, Any] = {"algorithm": draw.choice(COLLECTIVES[self.collective])}
-        if self.collective in ("broadcast", "reduce"):
+        if self.collective in ("broadcast", "reduce", "gather", "scatter"):
             self.options["root"] = draw.randrange(self.world)
         self.count = draw.choice([1, 1000, 50_000, 1_000_000]) // self.world + 1
         self.text = f"seed {seed}: " + ", ".join(f"{k}={v}" for k, v in vars(self).items())

@@ -15,13 +15,13 @@ WORLDS = [2, 3, 4]
 LARGE = 1_500_000  # elements; more than all slots of a channel hold
 ALGORITHMS = [
     (collective, algorithm.name)
-    for collective in ("all_reduce", "broadcast", "reduce", "all_gather", "reduce_scatter")
+    for collective in schedule.COLLECTIVES
     for algorithm in schedule.algorithms(collective)
 ]
 
 
 def count_for(collective: str, world: int) -> int:
-    return LARGE // world if collective in ("all_gather", "reduce_scatter") else LARGE
+    return LARGE if collective in ("all_reduce", "broadcast", "reduce") else LARGE // world
 
 
 def expect_death(group: Group, victim: int, since: float, *parts: str) -> str:
@@ -74,8 +74,9 @@ def test_while_others_sleep_in_a_wait(stage: Stage, world: int) -> None:
 @pytest.mark.parametrize(("collective", "algorithm"), ALGORITHMS)
 def test_in_the_middle_of_a_large_message(stage: Stage, collective: str, algorithm: str) -> None:
     for world in (2, 4) if collective == "all_reduce" else (3,):
-        # The one that others wait for: the root that broadcasts, a rank that sends to the root.
-        victim = 0 if collective == "broadcast" else world - 1
+        # The one that others wait for: the root that sends, a rank that sends to the root (to which
+        # the root listens first, so that nobody is done before).
+        victim = {"broadcast": 0, "scatter": 0, "gather": 1}.get(collective, world - 1)
         faults = {"DPCOMM_FAULTS": f"kill=3,rank={victim}"}
         with stage.group(world) as group:
             group.start(environment=faults)
@@ -95,7 +96,7 @@ def test_before_its_part_of_an_operation(stage: Stage, collective: str, algorith
     with stage.group(world) as group:
         group.start()
         group.do("collective", "barrier")
-        victim = world - 1 if collective == "broadcast" else 0
+        victim = world - 1 if collective in ("broadcast", "scatter") else 0
         for rank in group.others(victim):
             rank.begin("collective", collective, count_for(collective, world), **options)
         time.sleep(0.1)
