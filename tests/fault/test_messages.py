@@ -54,11 +54,12 @@ def test_a_peer_dies_in_the_middle_of_a_message(stage: Stage, victim: int, numbe
         since = time.monotonic()
         group[victim].dead = True
         survivor = group[1 - victim]
+        sent = survivor.end()  # its own may be through before the victim has come so far
+        survivor.begin("wait", 0)
         text = expect_error(
             [survivor.end()], "PeerError", f"{group[victim].name} died", since=since
         )
-        survivor.begin("wait", 0)
-        assert expect_error([survivor.end()], "PeerError") == text
+        assert (sent.error, sent.text) in ((None, ""), ("PeerError", text))
 
 
 def test_what_was_sent_before_a_death_is_received(stage: Stage) -> None:
