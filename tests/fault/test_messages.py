@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from ranks import LATE_S, Group, Stage, expect_error
+from ranks import LATE_S, PATIENCE_S, Group, Stage, expect_error
 
 LARGE = 64 << 20
 SHORT = 100
@@ -137,7 +137,10 @@ def test_an_end_from_another_thread(stage: Stage, end: str) -> None:
         group.start()
         index = group[0].do("background", "message", "send", 1, 0, LARGE)
         other = group[1].do("background", "message", "recv", 0, 1, SHORT)
-        time.sleep(0.1)
+        deadline = time.monotonic() + PATIENCE_S  # until both have begun
+        while any(rank.do("leftovers")["threads"] != ["dpcomm-messages"] for rank in group):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         since = time.monotonic()
         group[0].do(end, *(["enough"] if end == "abort" else []))
         said = {"abort": "enough", "close": "closed"}[end]
