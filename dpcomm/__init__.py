@@ -12,6 +12,7 @@ from dpcomm.starting import Place, init
 
 if TYPE_CHECKING:
     from dpcomm.communicator import Communicator
+    from dpcomm.inspection import Stats, dump_flight_record, flight_record, stats
 
 __version__ = "0.1.0"
 
@@ -22,10 +23,14 @@ __all__ = [
     "Options",
     "PeerError",
     "Place",
+    "Stats",
     "TimeoutError",
     "UsageError",
+    "dump_flight_record",
+    "flight_record",
     "init",
     "launch",
+    "stats",
     "wire",
 ]
 
@@ -35,6 +40,10 @@ def __getattr__(name: str) -> Any:
         from dpcomm.communicator import Communicator
 
         return Communicator
+    if name in ("Stats", "dump_flight_record", "flight_record", "stats"):
+        from dpcomm import inspection
+
+        return getattr(inspection, name)
     raise AttributeError(f"module 'dpcomm' has no attribute {name!r}")
 
 

@@ -1,7 +1,7 @@
 """The C++ core without torch: wire formats, schedules, communicators."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from typing_extensions import Buffer
 
@@ -83,6 +83,31 @@ def describe_array(
 ) -> tuple[int, int, str, str]:
     """(address, elements, dtype, place) of what collectives would take from an array."""
 
+# --- what happened ------------------------------------------------------------------------------
+
+class _CollectiveStats(TypedDict):
+    operations: int
+    bytes: int
+    wire_bytes: int
+    busy_ns: int
+
+class _Stats(TypedDict):
+    operations: int
+    messages: int
+    bytes: int
+    wire_bytes: int
+    wait_ns: int
+    exposed_wait_ns: int
+    collectives: dict[str, _CollectiveStats]
+
+def flight_record() -> list[dict[str, Any]]:
+    """The last operations of this process, oldest first (dpcomm.flight_record)."""
+
+def dump_flight_record(prefix: str) -> list[str]:
+    """Writes them for torchfrtrace; returns the names of the files."""
+
+def _flight_registry() -> int: ...
+
 # --- communicator --------------------------------------------------------------------------------
 
 class Work:
@@ -147,7 +172,7 @@ class Communicator:
         self, array: Any, peer: int | None = None, tag: int = 0, settings: Settings = ...
     ) -> Any: ...
     def synchronize(self, timeout: float | None = None) -> None: ...
-    def stats(self) -> dict[str, int]: ...
+    def stats(self) -> _Stats: ...
     def geometry(self, lane: int) -> tuple[int, int]: ...
     def choice(
         self,

@@ -2,11 +2,7 @@
 
 from typing import Any, TypedDict
 
-class _Stats(TypedDict):
-    operations: int
-    bytes: int
-    wire_bytes: int
-    wait_ns: int
+from dpcomm._core import _Stats
 
 class _Options(TypedDict):
     wire: str

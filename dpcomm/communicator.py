@@ -161,6 +161,7 @@ class Communicator:
         finally:  # all ranks have met, or never will: nobody needs the store any more
             if owned and hasattr(store, "close"):
                 store.close()
+        self._name = name
         _open.add(self)
 
     @property
@@ -521,9 +522,17 @@ class Communicator:
         """
         self._core.synchronize(timeout)
 
-    def stats(self) -> dict[str, int]:
-        """Counts since the start: operations, messages, bytes, wire_bytes sent, wait_ns."""
-        return self._core.stats()
+    @property
+    def name(self) -> str:
+        """What tells it apart from others that use the same store."""
+        return self._name
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the start: operations, messages, bytes, wire_bytes sent, wait_ns, ...
+
+        :func:`dpcomm.stats` is the same with a docstring for each.
+        """
+        return dict(self._core.stats())
 
     def abort(self, reason: str = "aborted by the user") -> None:
         """Ends all waits on every rank with a PeerError. From any thread; never blocks."""

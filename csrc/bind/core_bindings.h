@@ -12,5 +12,6 @@ void bind_array(pybind11::module_& module);          // core_device_array.cc
 void bind_device(pybind11::module_& module);         // core_device.cc
 void bind_virtual_group(pybind11::module_& module);  // core_virtual_group.cc
 void bind_communicator(pybind11::module_& module);   // core_communicator.cc
+void bind_flight(pybind11::module_& module);         // core_flight.cc
 
 }  // namespace dpcomm

@@ -10,6 +10,7 @@
 #include "bind/core_bindings.h"
 #include "bind/core_signals.h"
 #include "bind/core_work.h"
+#include "bind/stats_dict.h"
 #include "comm/communicator.h"
 #include "cuda/engine.h"
 #include "transport/transport.h"
@@ -283,16 +284,7 @@ class PyCommunicator {
   uint64_t last_ticket_ = 0;
 };
 
-py::dict stats(PyCommunicator& self) {
-  const CommunicatorStats stats = self.communicator().stats();
-  py::dict result;
-  result["operations"] = stats.operations;
-  result["messages"] = stats.messages;
-  result["bytes"] = stats.bytes;
-  result["wire_bytes"] = stats.wire_bytes;
-  result["wait_ns"] = stats.wait_ns;
-  return result;
-}
+py::dict stats(PyCommunicator& self) { return stats_dict(self.communicator().stats()); }
 
 std::unique_ptr<PyCommunicator> make(int rank, int world, py::object store, const std::string& name,
                                      const std::optional<std::string>& wire,

@@ -10,6 +10,8 @@
 #include <utility>
 
 #include "base/env.h"
+#include "bind/stats_dict.h"
+#include "comm/flight_recorder.h"
 #include "schedule/registry.h"
 #include "torch/process_group.h"
 #include "torch/python_hooks.h"
@@ -171,13 +173,7 @@ const Communicator& communicator_of(const c10::intrusive_ptr<c10d::Backend>& bac
 }
 
 py::dict stats(const c10::intrusive_ptr<c10d::Backend>& backend) {
-  const CommunicatorStats stats = communicator_of(backend).stats();
-  py::dict all;
-  all["operations"] = stats.operations;
-  all["bytes"] = stats.bytes;
-  all["wire_bytes"] = stats.wire_bytes;
-  all["wait_ns"] = stats.wait_ns;
-  return all;
+  return stats_dict(communicator_of(backend).stats());
 }
 
 py::dict options(const c10::intrusive_ptr<c10d::Backend>& backend) {
@@ -205,6 +201,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.doc() = "dpcomm as a backend of torch.distributed.";
   py::module_::import("torch.distributed");  // the types that the functions below speak of
   install_hooks();
+  const py::module_ core = py::module_::import("dpcomm._core");
+  FlightRecorder::share(reinterpret_cast<void*>(core.attr("_flight_registry")().cast<uintptr_t>()));
   module.def("create", &create, py::arg("group"), py::arg("chosen"));
   module.def("shutdown_all", &ProcessGroupDpcomm::shutdown_all,
              py::call_guard<py::gil_scoped_release>());

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/names.h"
 #include "comm/device_side.h"
+#include "comm/logbook.h"
 #include "comm/message_side.h"
 #include "comm/operation.h"
 #include "comm/tuner.h"
@@ -46,7 +47,9 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
         executor(*transport, WaitPolicy::choose(transport->world()), closing),
         timeout_ms(chosen.timeout.count()),
         generation(fork_generation()),
-        messages(std::make_shared<MessageSide>(transport, WaitPolicy::choose(transport->world()))) {
+        log(std::make_shared<Logbook>(transport->rank(), transport->world(), options)),
+        messages(
+            std::make_shared<MessageSide>(transport, WaitPolicy::choose(transport->world()), log)) {
     check_algorithm(options.algorithm);
   }
 
@@ -55,6 +58,7 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
     Operation operation;
     Choice choice;
     std::shared_ptr<Work> work;
+    uint64_t flight;  ///< in the flight recorder
   };
 
   void check_owner() const {
@@ -69,12 +73,17 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
 
   /// `device`: of its staging, for an operation on it; null for one on the CPU.
   Choice check(const Operation& operation, const StagingGeometry* device = nullptr) const;
-  void execute(const Operation& operation, const Choice& choice, bool patient);
+  void execute(const Operation& operation, const Choice& choice, bool patient, uint64_t flight);
   void run_alone(const Operation& operation) const;
   void progress();
   void start_thread();
   void hand_over();
-  std::optional<Failure> perform(const Operation& operation, const Choice& choice, bool patient);
+  std::optional<Failure> perform(const Operation& operation, const Choice& choice, bool patient,
+                                 uint64_t flight);
+  /// Notes that the operation has got its place in the order; with `mutex` held.
+  uint64_t note(const Operation& operation, const Choice& choice, bool async) {
+    return log->given(operation, choice, limit(operation.timeout), async);
+  }
 
   const std::shared_ptr<Transport> transport;
   const CommunicatorOptions options;
@@ -82,6 +91,7 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
   Executor executor;
   std::atomic<int64_t> timeout_ms;
   const uint32_t generation;
+  const std::shared_ptr<Logbook> log;
   const std::shared_ptr<MessageSide> messages;
 
   std::mutex mutex;                 // guards what follows
@@ -131,7 +141,8 @@ void Communicator::Impl::run_alone(const Operation& operation) const {
 }
 
 /// `patient` where it runs beside the caller's own work.
-void Communicator::Impl::execute(const Operation& operation, const Choice& choice, bool patient) {
+void Communicator::Impl::execute(const Operation& operation, const Choice& choice, bool patient,
+                                 uint64_t flight) {
   if (const auto failure = transport->failure()) throw Error(failure->kind, failure->message);
   if (closing.load()) throw peer_error("the communicator is closed");
   OpRecord& record = last;
@@ -148,7 +159,7 @@ void Communicator::Impl::execute(const Operation& operation, const Choice& choic
   const auto now = Clock::now();
   record.alive_ns = to_ns(now);
   transport->announce(record);
-  if (log_enabled(LogLevel::kTrace)) log_line(LogLevel::kTrace, describe(record));
+  log->begins(flight, record);
   if (transport->world() == 1) {
     run_alone(operation);
   } else {
@@ -177,17 +188,19 @@ void Communicator::Impl::execute(const Operation& operation, const Choice& choic
   record.finished = record.sequence;
   transport->announce(record);
   operations.fetch_add(1);
-  bytes.fetch_add(record.count * size_bytes(operation.dtype));
+  const uint64_t moved = record.count * size_bytes(operation.dtype);
+  bytes.fetch_add(moved);
+  log->ends(flight, record, moved, executor.wire_bytes() - wire_bytes.load());
   wire_bytes.store(executor.wire_bytes());
   wait_ns.store(executor.wait_ns());
 }
 
 /// Runs an operation; an error makes the communicator unusable on all ranks, with one text.
 std::optional<Failure> Communicator::Impl::perform(const Operation& operation, const Choice& choice,
-                                                   bool patient) {
+                                                   bool patient, uint64_t flight) {
   Failure failure;
   try {
-    execute(operation, choice, patient);
+    execute(operation, choice, patient, flight);
     return std::nullopt;
   } catch (const Error& error) {
     failure = Failure{error.kind(), error.what()};
@@ -197,6 +210,7 @@ std::optional<Failure> Communicator::Impl::perform(const Operation& operation, c
   if (!closing.load()) {
     transport->fail(failure);
     failure = transport->failure().value_or(failure);
+    log->fails(flight, failure);
   }
   return failure;
 }
@@ -210,7 +224,7 @@ void Communicator::Impl::progress() {
     queue.pop_front();
     busy = true;
     lock.unlock();
-    std::optional<Failure> error = perform(item.operation, item.choice, true);
+    std::optional<Failure> error = perform(item.operation, item.choice, true, item.flight);
     lock.lock();
     busy = false;
     changed.notify_all();
@@ -263,12 +277,7 @@ std::shared_ptr<Communicator> Communicator::create(int rank, int world, Bootstra
   config.bootstrap = &bootstrap;
   auto transport = make_transport(options.transport, config);
   if (rank == 0 && log_enabled(LogLevel::kInfo)) {
-    log_line(LogLevel::kInfo,
-             str("group '", options.name, "': ", world, " ranks, transport ", options.transport,
-                 ", slots of ", transport->geometry(0).slot_bytes, " bytes, algorithm ",
-                 options.algorithm, ", wire ", name(options.wire),
-                 options.wire_on_all_links ? " on all links" : " between hosts", ", kernels ",
-                 name(best_isa())));
+    log_line(LogLevel::kInfo, group_line(options, *transport));
   }
   return std::make_shared<Communicator>(std::move(transport), options);
 }
@@ -309,8 +318,10 @@ void Communicator::run(const Operation& given) {
     return;
   }
   impl.busy = true;
+  const uint64_t flight = impl.note(operation, choice, false);
   lock.unlock();
-  const std::optional<Failure> error = impl.perform(operation, choice, false);
+  const std::optional<Failure> error = impl.perform(operation, choice, false, flight);
+  if (!error) impl.log->waited(now_ns() - impl.log->began_ns());
   lock.lock();
   impl.busy = false;
   if (impl.closed || !impl.queue.empty()) impl.changed.notify_all();
@@ -324,10 +335,12 @@ std::shared_ptr<Work> Communicator::submit(const Operation& given) {
   Operation room;
   const Operation& operation = sized(given, world(), room);
   auto work = std::make_shared<Work>();
-  Impl::Item item{operation, impl.check(operation), work};
+  work->count_waits(impl.log->exposed_wait_ns());
+  Impl::Item item{operation, impl.check(operation), work, 0};
   item.operation.interrupted = nullptr;  // not in another thread
   std::lock_guard lock(impl.mutex);
   if (impl.closed) throw usage_error("the communicator is closed");
+  item.flight = impl.note(operation, item.choice, true);
   impl.hand_over();
   impl.start_thread();
   impl.queue.push_back(std::move(item));
@@ -462,6 +475,7 @@ CommunicatorStats Communicator::stats() const {
   stats.bytes = impl_->bytes.load() + messages.bytes();
   stats.wire_bytes = impl_->wire_bytes.load() + messages.wire_bytes();
   stats.wait_ns = impl_->wait_ns.load();
+  impl_->log->count(stats);
   return stats;
 }
 
@@ -509,6 +523,7 @@ void Communicator::close() {
   const auto device = impl.device;
   lock.unlock();
   if (device != nullptr) device->close();
+  impl.log->closes(impl.transport->failed());
   impl.transport->close();
 }
 

@@ -1,6 +1,7 @@
 // A communicator: the ranks of a group, and the operations that they run in the same order.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -70,13 +71,24 @@ struct Operation {
   std::function<bool()> interrupted;
 };
 
+/// The operations of one collective that are complete; of those on a device, that were given to it,
+/// without wire_bytes and busy_ns.
+struct CollectiveStats {
+  uint64_t operations = 0;
+  uint64_t bytes = 0;  ///< of tensors, as in CommunicatorStats
+  uint64_t wire_bytes = 0;
+  uint64_t busy_ns = 0;  ///< from where they began to where they ended
+};
+
 /// What happened since the communicator was made.
 struct CommunicatorStats {
   uint64_t operations = 0;
-  uint64_t messages = 0;    ///< sends and receives that are complete
-  uint64_t bytes = 0;       ///< of the tensors of finished operations and messages
-  uint64_t wire_bytes = 0;  ///< sent by this rank over channels
-  uint64_t wait_ns = 0;     ///< spent in operations without a step to do
+  uint64_t messages = 0;         ///< sends and receives that are complete
+  uint64_t bytes = 0;            ///< of the tensors of finished operations and messages
+  uint64_t wire_bytes = 0;       ///< sent by this rank over channels
+  uint64_t wait_ns = 0;          ///< spent in operations without a step to do
+  uint64_t exposed_wait_ns = 0;  ///< that callers spent in run() and in waits for a work
+  std::array<CollectiveStats, kCollectives> collectives;  ///< by Collective
 };
 
 /// All members may be called from any thread; operations run in the order in which they were given,

@@ -16,8 +16,10 @@ constexpr std::chrono::seconds kIdleSleep{1};
 
 thread_local MessageSide* MessageSide::completing_ = nullptr;
 
-MessageSide::MessageSide(std::shared_ptr<Transport> transport, const WaitPolicy& policy)
+MessageSide::MessageSide(std::shared_ptr<Transport> transport, const WaitPolicy& policy,
+                         std::shared_ptr<Logbook> log)
     : transport_(std::move(transport)),
+      log_(std::move(log)),
       busy_policy_(policy),
       patient_policy_(WaitPolicy::choose_patient()),
       messenger_(*transport_) {}
@@ -48,17 +50,20 @@ std::shared_ptr<Work> MessageSide::post(bool sends, int peer, uint32_t tag, void
   item->bytes = bytes;
   item->limit = limit;
   item->deadline = Clock::now() + limit;
+  item->work->count_waits(log_->exposed_wait_ns());
 
   posting_.fetch_add(1);
   std::unique_lock lock(mutex_);
   posting_.fetch_sub(1);
   if (closed_) throw usage_error("the communicator is closed");
+  item->note = log_->message_given(sends, peer, tag, bytes, limit);
   if (!failure_) {
     if (const auto failure = transport_->failure()) end(*failure);
   }
   bool own = failure_.has_value();  // whether it is complete, or will never begin
   if (own) {
     item->error = failure_;
+    log_->message_failed(item->note, *failure_);
   } else {
     hand_over();
     start_thread();
@@ -174,14 +179,17 @@ void MessageSide::end(Failure failure) {
     auto item = std::static_pointer_cast<Item>(std::move(transfer));
     item->error = failure;
     if (closes) item->error->message = messenger_.describe(*item) + " ended: " + failure.message;
+    log_->message_failed(item->note, *item->error);
     complete_.push_back(std::move(item));
   }
   failure_ = std::move(failure);
+  if (!closes) log_->failed();
 }
 
 void MessageSide::count(const Item& item) {
   messages_.fetch_add(1);
   bytes_.fetch_add(item.bytes);
+  log_->message_ended(item.note, item.sends ? item.peer : item.source);
 }
 
 /// Tells the works, without the mutex. False if another thread goes on in place of this one.

@@ -10,6 +10,7 @@
 #include <optional>
 #include <thread>
 
+#include "comm/logbook.h"
 #include "comm/work.h"
 #include "cpu/messenger.h"
 #include "cpu/progress.h"
@@ -20,7 +21,8 @@ namespace dpcomm {
 /// All members may be called from any thread. Owned by a shared_ptr, which its thread holds, too.
 class MessageSide : public std::enable_shared_from_this<MessageSide> {
  public:
-  MessageSide(std::shared_ptr<Transport> transport, const WaitPolicy& policy);
+  MessageSide(std::shared_ptr<Transport> transport, const WaitPolicy& policy,
+              std::shared_ptr<Logbook> log);
 
   /// Begins a send or, to `data`, a receive, in this thread as far as that needs no waiting; the
   /// rest is done by the messages' own thread, which the first call starts. Throws UsageError for
@@ -40,6 +42,7 @@ class MessageSide : public std::enable_shared_from_this<MessageSide> {
   struct Item final : Transfer {
     std::shared_ptr<Work> work = std::make_shared<Work>();
     std::optional<Failure> error;
+    MessageNote note;
   };
 
   void check_arguments(bool sends, int peer, const void* data, size_t bytes) const;
@@ -53,6 +56,7 @@ class MessageSide : public std::enable_shared_from_this<MessageSide> {
   void count(const Item& item);
 
   const std::shared_ptr<Transport> transport_;
+  const std::shared_ptr<Logbook> log_;
   const WaitPolicy busy_policy_, patient_policy_;
   std::atomic<int> posting_{0};  // threads that want the mutex for a post
   std::atomic<uint64_t> messages_{0}, bytes_{0}, wire_bytes_{0};

@@ -19,6 +19,7 @@ struct Work::State {
   bool done = false;
   int source = -1;
   std::optional<Failure> error;
+  std::shared_ptr<std::atomic<uint64_t>> waited_ns;  // null: nobody counts
   std::vector<std::function<void()>> callbacks;
 };
 
@@ -46,8 +47,13 @@ bool Work::wait(std::chrono::milliseconds timeout, const std::function<bool()>& 
     throw usage_error("a forked process cannot wait for an operation that began before the fork");
   }
   const bool limited = timeout.count() > 0;
-  const auto deadline = Clock::now() + timeout;
-  if (!this->done()) Communicator::about_to_block();
+  if (this->done()) {  // nobody waits
+    if (const auto failure = error()) std::rethrow_exception(failure);
+    return true;
+  }
+  Communicator::about_to_block();
+  const WaitTimer timer(*this);
+  const auto deadline = timer.since() + timeout;
   std::unique_lock lock(state_->mutex);
   const auto done = [this] { return state_->done; };
   while (!state_->done) {
@@ -67,6 +73,14 @@ bool Work::wait(std::chrono::milliseconds timeout, const std::function<bool()>& 
   }
   if (state_->error) throw Error(state_->error->kind, state_->error->message);
   return true;
+}
+
+void Work::count_waits(std::shared_ptr<std::atomic<uint64_t>> ns) {
+  state_->waited_ns = std::move(ns);
+}
+
+void Work::waited(std::chrono::nanoseconds time) {
+  if (state_->waited_ns) state_->waited_ns->fetch_add(static_cast<uint64_t>(time.count()));
 }
 
 void Work::then(std::function<void()> callback) {

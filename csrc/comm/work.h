@@ -1,12 +1,15 @@
 // The handle of an operation in flight.
 #pragma once
 
+#include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
 
+#include "base/clock.h"
 #include "transport/channel.h"
 
 namespace dpcomm {
@@ -40,10 +43,28 @@ class Work {
   /// For whoever runs the operation.
   void complete(std::optional<Failure> error);
   void set_source(int rank);  ///< before complete()
+  /// Adds to `ns` how long wait() takes; before anybody waits.
+  void count_waits(std::shared_ptr<std::atomic<uint64_t>> ns);
+  /// Somebody waited so long for it in another way than wait().
+  void waited(std::chrono::nanoseconds time);
 
  private:
   struct State;
   std::unique_ptr<State> state_;
+};
+
+/// A wait for a work, from here to the end of the scope.
+class WaitTimer {
+ public:
+  explicit WaitTimer(Work& work) : work_(work), since_(Clock::now()) {}
+  ~WaitTimer() { work_.waited(Clock::now() - since_); }
+  WaitTimer(const WaitTimer&) = delete;
+  WaitTimer& operator=(const WaitTimer&) = delete;
+  Clock::time_point since() const { return since_; }
+
+ private:
+  Work& work_;
+  const Clock::time_point since_;
 };
 
 }  // namespace dpcomm

@@ -44,7 +44,12 @@ bool TorchWork::wait(std::chrono::milliseconds timeout) {
   if (generation_ != fork_generation()) {
     throw_translated(usage_error("a forked process cannot wait for a call from before the fork"));
   }
-  if (!isCompleted()) Communicator::about_to_block();
+  if (isCompleted()) {
+    if (exception_) std::rethrow_exception(exception_);
+    return true;
+  }
+  Communicator::about_to_block();
+  const WaitTimer timer(*parts_.back());  // without parts it would be complete
   const bool limited = timeout > kNoTimeout;
   const auto deadline = Clock::now() + timeout;
   const auto complete = [this] { return completed_; };

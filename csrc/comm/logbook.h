@@ -1,0 +1,101 @@
+// What a communicator notes of its operations: flight recorder, counts, lines of DPCOMM_DEBUG.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+
+#include "comm/communicator.h"
+#include "comm/flight_recorder.h"
+#include "comm/tuner.h"
+#include "transport/channel.h"
+
+namespace dpcomm {
+
+/// Which message a note is about.
+struct MessageNote {
+  uint64_t flight = 0;  ///< in the flight recorder
+  bool sends = false;
+  int peer = 0;  ///< -1: any
+  uint32_t tag = 0;
+  size_t bytes = 0;
+  int64_t began_ns = 0;
+};
+
+/// given() is for one thread at a time; so are begins(), ends() and fails(), and so is what is
+/// about messages; the rest for any.
+class Logbook {
+ public:
+  Logbook(int rank, int world, const CommunicatorOptions& options);
+
+  /// An operation has got its place in the order. Returns its number in the flight recorder.
+  uint64_t given(const Operation& operation, const Choice& choice, std::chrono::milliseconds limit,
+                 bool async);
+  /// An operation has been given to the device.
+  uint64_t given_to_device(const Operation& operation, const Choice& choice, uint64_t sequence,
+                           std::chrono::milliseconds limit);
+  /// It runs: every rank can see it in the transport.
+  void begins(uint64_t flight, const OpRecord& record);
+  /// It is complete; `bytes` of its tensors, `wire_bytes` sent since the last one ended.
+  void ends(uint64_t flight, const OpRecord& record, uint64_t bytes, uint64_t wire_bytes);
+  /// It ended, or will never begin, with an error that has ended the communicator.
+  void fails(uint64_t flight, const Failure& failure);
+
+  MessageNote message_given(bool sends, int peer, uint32_t tag, size_t bytes,
+                            std::chrono::milliseconds limit);
+  void message_ended(const MessageNote& note, int peer);
+  void message_failed(const MessageNote& note, const Failure& failure);
+
+  /// An error has ended the communicator.
+  void failed() { dump_once(); }
+  /// The communicator is closed, after an error or without.
+  void closes(bool failed);
+
+  /// A caller waited so long, in run().
+  void waited(int64_t ns) { exposed_wait_ns_->fetch_add(static_cast<uint64_t>(ns)); }
+  /// Where the waits for a work add to that.
+  const std::shared_ptr<std::atomic<uint64_t>>& exposed_wait_ns() const { return exposed_wait_ns_; }
+  /// When the operation that runs, or ran last, began, in now_ns(); 0 if it never did.
+  int64_t began_ns() const { return began_ns_; }
+  /// Fills in what is counted here.
+  void count(CommunicatorStats& stats) const;
+
+  FlightRecorder& recorder() { return *recorder_; }
+  uint32_t group() const { return group_; }
+
+ private:
+  struct Counts {
+    std::atomic<uint64_t> operations{0}, bytes{0}, wire_bytes{0}, busy_ns{0};
+  };
+
+  void trace(const std::string& text) const;
+  void dump_once();
+  uint64_t number_of(bool sends, int peer, uint32_t tag);
+
+  const int rank_;
+  const int world_;
+  const std::string name_;
+  std::shared_ptr<FlightRecorder> recorder_;
+  uint32_t group_ = 0;
+  uint64_t given_ = 0;
+  int64_t began_ns_ = 0;
+  std::map<std::tuple<bool, int, uint32_t>, uint64_t> ways_;  // messages by direction, peer, tag
+  std::atomic<bool> dumped_{false};
+  std::array<Counts, kCollectives> counts_;
+  const std::shared_ptr<std::atomic<uint64_t>> exposed_wait_ns_;
+};
+
+/// "one_shot up to 32768 B, then two_shot": what auto, or the algorithm that was chosen, comes to
+/// for a collective on `world` ranks of one host, by bytes of a rank's float32 tensor (or block).
+/// Empty if the collective has no algorithm.
+std::string algorithm_table(Collective collective, const CommunicatorOptions& options, int world);
+
+/// The line of DPCOMM_DEBUG=INFO for a new group.
+std::string group_line(const CommunicatorOptions& options, const Transport& transport);
+
+}  // namespace dpcomm
