@@ -131,6 +131,16 @@ COLLECTIVES = [
     "made.all_gather(ones)",
     "made.reduce_scatter(ones)",
     "made.barrier()",
+    "made.gather(ones, root=1)",
+    "made.scatter(ones if rank == 2 else None, root=2, out=ones[:2].copy())",
+    "made.all_to_all(ones)",
+    "made.all_gather(ones[:rank], counts=[0, 1, 2])",
+    "made.reduce_scatter(ones, counts=[0, 4, 2])",
+    "made.gather(ones[:rank], root=0, counts=[0, 1, 2])",
+    "made.scatter(ones[:3] if rank == 0 else None, root=0, counts=[0, 1, 2],"
+    " out=ones[:rank].copy())",
+    "made.all_to_all(ones[:3], counts=[1, 1, 1] if rank else [1, 2, 0],"
+    " recv_counts=[[1, 1, 1], [2, 1, 1], [0, 1, 1]][rank])",
 ]
 
 
