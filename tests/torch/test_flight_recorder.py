@@ -124,6 +124,20 @@ def test_a_mismatch_names_both_sizes(tmp_path: Path) -> None:
     assert "'[[4]]'" in said
 
 
+def test_a_message_without_a_receive_names_who_lacks_it(tmp_path: Path) -> None:
+    body = """
+if rank == 2: made.send(ones, 1, tag=5)
+if rank == 2: made.send(ones, 1, tag=5, async_op=True)
+if rank == 1: made.recv(ones.copy(), tag=5)
+made.all_reduce(ones)"""
+    database, said = dumped(body, tmp_path)
+    assert "Not all ranks joining collective, sequence number: 2" in said
+    assert "group info: default 2->1 tag 5" in said
+    assert "collective: gloo:send 1->0" in said  # by position among ranks 1 and 2
+    assert "missing ranks: {1}" in said
+    assert len(database.collectives) == 3
+
+
 COLLECTIVES = [
     "made.all_reduce(ones)",
     "made.reduce(ones, root=1)",

@@ -97,6 +97,34 @@ def test_a_record_says_what_was_called_and_how_it_went() -> None:
         assert 1.7e18 < entry["created_ns"] < 4e18
 
 
+def test_messages_are_recorded() -> None:
+    program = """
+        def body(made, rank):
+            if rank == 0:
+                made.send(ones(3), 1, tag=7)
+                made.send(ones(5000), 1, tag=7)
+            else:
+                made.recv(ones(3), tag=7)  # from anybody
+                made.recv(ones(5000), 0, tag=7)
+            made.barrier()
+        assert everywhere(2, body) == [None, None]
+        print(json.dumps(dpcomm.flight_record()))
+    """
+    entries = json.loads(run(program).stdout)
+    messages = [entry for entry in entries if entry["name"] in ("send", "recv")]
+    seen = [
+        (e["rank"], e["name"], e["peer"], e["tag"], e["sequence"], e["input_elems"], e["state"])
+        for e in messages
+    ]
+    assert seen == [
+        (0, "send", 1, 7, 1, 12, "completed"),
+        (0, "send", 1, 7, 2, 20000, "completed"),
+        (1, "recv", 0, 7, 1, 12, "completed"),
+        (1, "recv", 0, 7, 2, 20000, "completed"),
+    ]
+    assert [entry["sequence"] for entry in entries if entry["name"] == "barrier"] == [1, 1]
+
+
 def test_the_ring_keeps_the_last_ones_and_may_be_none() -> None:
     program = """
         made = dpcomm.Communicator(0, 1)
