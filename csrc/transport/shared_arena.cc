@@ -16,9 +16,9 @@ constexpr int kSlots = 4;
 constexpr size_t kMaxSlotBytes = size_t{256} << 10;
 constexpr size_t kMinSlotBytes = size_t{4} << 10;
 constexpr int kPorts = 2;
-constexpr size_t kMessageBudgetBytes = size_t{1} << 20;  // of the lane of messages, for each rank
+constexpr size_t kMessageBudgetBytes = size_t{4} << 20;  // of the lane of messages, for each rank
 constexpr int kMessageSlots = 8;
-constexpr size_t kMaxMessageSlotBytes = size_t{32} << 10;
+constexpr size_t kMaxMessageSlotBytes = size_t{128} << 10;
 constexpr size_t kTreeLaneShare = 8;  // a tree lane's slots are so many times smaller than lane 0's
 
 constexpr size_t failure_offset() { return 0; }

@@ -102,8 +102,8 @@ PLANTS = [
     ),
     Plant(
         "a_dropped_message_is_taken_for_kept",
-        "Announced message{peer, packet.id, packet.bytes, false, {}};",
-        "Announced message{peer, packet.id, packet.bytes, true, {}};",
+        "message.bytes, message.kept,",
+        "message.bytes, true,",
         "one_tag_keeps",
         "AddressSanitizer|runtime error",
     ),
