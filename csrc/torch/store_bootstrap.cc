@@ -37,16 +37,18 @@ Error store_failed(const std::exception& error) {
   return peer_error("the store that the ranks meet in failed; is the process gone that keeps it?");
 }
 
-/// Waits for a key; false if `timeout` runs out. Stores throw for that, each its own class.
+/// Waits for a key; false if `timeout` runs out. Asks again and again: a TCPStore writes a warning
+/// for every wait that is in vain.
 bool wait_for(c10d::Store& store, const std::string& key, milliseconds timeout) {
-  if (timeout <= milliseconds(0)) return store.check({key});
+  constexpr std::chrono::microseconds kFirst{500}, kLongest{20000};
   const auto deadline = Clock::now() + timeout;
   try {
-    store.wait({key}, timeout);
+    for (auto pause = kFirst; !store.check({key}); pause = std::min(pause * 2, kLongest)) {
+      if (Clock::now() >= deadline) return false;
+      std::this_thread::sleep_for(pause);
+    }
     return true;
   } catch (const std::exception& error) {
-    // A little early is not early: stores round.
-    if (Clock::now() + std::min(timeout / 4, milliseconds(50)) >= deadline) return false;
     throw store_failed(error);
   }
 }

@@ -48,8 +48,8 @@ std::optional<Error> parse_error(const std::string& text) {
 }
 
 std::string Offer::text() const {
-  return str("segment ", pid, ' ', pid_namespace, ' ', born, ' ', fd, ' ', slot_bytes, ' ', nonce,
-             ' ', path);
+  return str("segment ", pid, ' ', pid_namespace, ' ', born, ' ', world, ' ', fd, ' ', slot_bytes,
+             ' ', nonce, ' ', path);
 }
 
 Offer Offer::parse(const std::string& text) {
@@ -59,10 +59,10 @@ Offer Offer::parse(const std::string& text) {
   bool good = text.size() <= kMaxHandshakeBytes && text.find('\0') == std::string::npos &&
               text.find('-') >= text.find('/');  // istream takes "-1" for a number without a sign
   good = good && (in >> word) && word == "segment" &&
-         (in >> offer.pid >> offer.pid_namespace >> offer.born >> offer.fd >> offer.slot_bytes >>
-          offer.nonce);
+         (in >> offer.pid >> offer.pid_namespace >> offer.born >> offer.world >> offer.fd >>
+          offer.slot_bytes >> offer.nonce);
   if (good) std::getline(in >> std::ws, offer.path);
-  good = good && offer.pid > 0 && offer.pid <= INT_MAX && offer.fd >= 0 &&
+  good = good && offer.pid > 0 && offer.pid <= INT_MAX && offer.world > 0 && offer.fd >= 0 &&
          offer.slot_bytes >= kSlotUnit && offer.slot_bytes <= kLargestSlot &&
          offer.slot_bytes % kSlotUnit == 0 && (offer.path.empty() || is_segment_path(offer.path));
   if (!good) throw damaged("offer of a segment", text);

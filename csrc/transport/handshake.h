@@ -27,6 +27,7 @@ struct Offer {
   int64_t pid = 0;
   uint64_t pid_namespace = 0;
   uint64_t born = 0;
+  int world = 0;
   int fd = -1;
   size_t slot_bytes = 0;
   uint64_t nonce = 0;

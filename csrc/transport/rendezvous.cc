@@ -90,6 +90,7 @@ Rendezvous::Attached Rendezvous::lead_round(int round) {
     offer.pid = own.pid;
     offer.pid_namespace = own.pid_namespace;
     offer.born = own.born;
+    offer.world = config_.world;
     offer.fd = transport->fd();
     offer.path = transport->path();
     offer.slot_bytes = transport->geometry(0).slot_bytes;
@@ -149,6 +150,8 @@ std::string Rendezvous::collect_answers(const ShmTransport& transport, int round
     std::string answer;
     if (!get(str("answer/", round, "/", rank), answer, look)) {
       silent.push_back(rank);
+    } else if (const auto error = parse_error(answer)) {
+      throw *error;
     } else if (const auto why = parse_answer(answer); why && refusal.empty()) {
       refusal = str("rank ", rank, " cannot open the segment of rank 0: ", *why);
     }
@@ -193,18 +196,22 @@ Rendezvous::Attached Rendezvous::follow() {
 
 /// The transport, or null if rank 0 wants another round.
 Rendezvous::Attached Rendezvous::follow_round(int round) {
-  std::string text, verdict, refusal;
+  std::string text, verdict;
+  std::optional<Error> refusal;
   if (!get(str("offer/", round), text, [&] { watch_process(0); })) give_up(nullptr);
   throw_if_error(text);
   const Offer offer = Offer::parse(text);
   const FileRemover remover{offer.path};
+  std::string answer = "ok";
   Attached transport;
   try {
     transport = attach(offer);
   } catch (const Error& error) {
-    refusal = error.what();
+    refusal = error;
+    // What would be the same in another round is an error for all.
+    answer = error.kind() == ErrorKind::kUsage ? error_text(error) : error.what();
   }
-  set(str("answer/", round, "/", config_.rank), refusal.empty() ? "ok" : refusal);
+  set(str("answer/", round, "/", config_.rank), answer);
   const auto look = [&] {
     watch_process(0);
     if (transport == nullptr) return;
@@ -214,11 +221,17 @@ Rendezvous::Attached Rendezvous::follow_round(int round) {
   if (!get(str("verdict/", round), verdict, look)) give_up(transport.get());
   throw_if_error(verdict);
   if (!parse_verdict(verdict)) return nullptr;
-  if (transport == nullptr) throw internal_error(refusal);  // a second rank of this number is there
+  if (transport == nullptr) throw *refusal;  // a second rank of this number is there
   return transport;
 }
 
 Rendezvous::Attached Rendezvous::attach(const Offer& offer) const {
+  if (offer.world != config_.world) {
+    const Presence own = Presence::own();
+    throw usage_error("ranks disagree: ", describe_rank(0, present_[0]->pid, present_[0]->host),
+                      " makes group '", config_.name, "' of ", offer.world, " ranks, but ",
+                      describe_rank(config_.rank, own.pid, own.host), " one of ", config_.world);
+  }
   const std::string path =
       offer.path.empty() ? str("/proc/", offer.pid, "/fd/", offer.fd) : offer.path;
   const ArenaLayout offered = layout(offer.slot_bytes);
