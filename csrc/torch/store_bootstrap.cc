@@ -68,11 +68,13 @@ class Attempts {
       : store_(store),
         made_("dpcomm/made/" + std::to_string(rank)),
         answered_("dpcomm/answered/" + std::to_string(rank)),
+        process_("dpcomm/process/" + std::to_string(rank)),
         key_("dpcomm/attempt/" + std::to_string(rank) + "/") {}
 
   int64_t make() {
+    store_.set(process_, Presence::own().text());  // before anybody can see the attempt
     const int64_t attempt = count_of(store_, made_, 1);
-    store_.set(ask_key(attempt), Presence::own().text());
+    store_.set(ask_key(attempt), std::string("1"));
     return attempt;
   }
   /// The newest attempt that waits for an answer, or 0.
@@ -88,10 +90,10 @@ class Attempts {
   void mark_answered(int64_t attempt) {
     store_.add(answered_, attempt - count_of(store_, answered_));
   }
-  /// Whose attempt it is; nothing for a moment after it was counted.
-  std::optional<Presence> presence(int64_t attempt) {
-    if (attempt == 0 || !store_.check({ask_key(attempt)})) return std::nullopt;
-    return Presence::parse(store_.get_to_str(ask_key(attempt)));
+  /// Whose newest attempt it is; nothing of a rank that has made none.
+  std::optional<Presence> presence() {
+    if (!store_.check({process_})) return std::nullopt;
+    return Presence::parse(store_.get_to_str(process_));
   }
   std::string answer_key(int64_t attempt) const {
     return key_ + std::to_string(attempt) + "/answer";
@@ -101,7 +103,7 @@ class Attempts {
   std::string ask_key(int64_t attempt) const { return key_ + std::to_string(attempt) + "/ask"; }
 
   c10d::Store& store_;
-  std::string made_, answered_, key_;
+  std::string made_, answered_, process_, key_;
 };
 
 std::string unique_name(const std::string& group) {
@@ -148,7 +150,7 @@ class Agreement {
 int64_t Agreement::alive(int rank) {
   Attempts other(store_, rank);
   const int64_t attempt = other.pending();
-  const auto presence = other.presence(attempt);
+  const auto presence = attempt == 0 ? std::nullopt : other.presence();
   if (!presence) return attempt;
   if (!presence->gone()) {
     seen_[rank] = presence;
@@ -167,7 +169,7 @@ Error Agreement::absent() {
     Attempts other(store_, rank);
     ranks[rank].rank = rank;
     const int64_t attempt = other.pending();
-    auto presence = other.presence(attempt);
+    auto presence = other.presence();
     if (rank == rank_) presence = Presence::own();
     if (attempt == 0 && rank != rank_) continue;
     ranks[rank].name =

@@ -84,7 +84,10 @@ class Case:
         vars(self).update(given)
         self.victim = draw.randrange(self.world)
         self.call = draw_call(draw, self.world)
-        self.later = draw.random() < 0.5  # asynchronous calls
+        # Asynchronous calls; Communicator has no asynchronous barrier.
+        self.later = draw.random() < 0.5 and (
+            surface.name != "Communicator" or self.call["name"] != "barrier"
+        )
         self.message = draw.randrange(1, 9)
         self.delay = draw.uniform(0, 0.05)
         self.key = draw.choice(surface.start_keys(self.victim) or [None])

@@ -37,11 +37,14 @@ def surface(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Surface]:
 
 def run_cases(surface: Surface, cases: list[Case], table: Table) -> None:
     named = named_segments()
+    wrong = []
     for case in cases:
         try:
             case.run(surface.stage, table)
-        except Exception as error:
-            raise AssertionError(case.text) from error
+        except Exception as error:  # the others are run, too
+            wrong.append(f"{case.text}: {type(error).__name__}: {error}")
+            print(wrong[-1], flush=True)
+    assert not wrong, "\n".join([*wrong, str(table)])
     assert named_segments() <= named
 
 

@@ -1,0 +1,23 @@
+// The targets under libFuzzer, where clang is there:
+//   clang++ -std=c++20 -O1 -g -fsanitize=fuzzer,address,undefined -Icsrc -Itests/native \
+//     tests/native/fuzz/libfuzzer.cc tests/native/check_fail.cc csrc/{base,...}/*.cc
+// tests/native/fuzz/run_libfuzzer.sh does that. The first byte chooses the target.
+#include <cstdio>
+#include <cstdlib>
+
+#include "fuzz/targets.h"
+
+namespace check {
+void fail(const char* file, int line, const std::string& text) {
+  std::fprintf(stderr, "%s:%d: %s\n", file, line, text.c_str());
+  std::abort();
+}
+}  // namespace check
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  if (size == 0) return 0;
+  const auto& targets = dpcomm::fuzz::targets();
+  const std::string bytes(reinterpret_cast<const char*>(data) + 1, size - 1);
+  targets[data[0] % targets.size()].run(bytes);
+  return 0;
+}
