@@ -9,10 +9,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from ranks import LATE_S, Group, Outcome, Rank, Stage
+from ranks import LATE_S, Outcome, Rank, Stage
 from surfaces import Surface, draw_call, end_all
 
-LIMIT = 1.5  # seconds: the time limit of every group
+LIMIT = 1.5  # seconds that an operation may take
+START_LIMIT = 3.0  # seconds that a start with a fault may take; one without has PATIENCE
+PATIENCE = 20.0
 PHASES = ["start-up", "mid-message", "between operations", "in an operation", "shutdown"]
 KILL, STOP = int(signal.SIGKILL), int(signal.SIGSTOP)
 # What the library promises after a death, and beyond the time limit for one that is stopped.
@@ -90,6 +92,7 @@ class Case:
         )
         self.message = draw.randrange(1, 9)
         self.delay = draw.uniform(0, 0.05)
+        self.in_start_over = False  # the fault of a start came too late for it
         self.key = draw.choice(surface.start_keys(self.victim) or [None])
         self.straggler = draw.random() < 0.5  # one that is stopped goes on while others begin anew
         shown = {key: each for key, each in vars(self).items() if key not in ("_draw", "surface")}
@@ -120,7 +123,7 @@ class Case:
         return self.group[self.victim]
 
     def start(self, **options: Any) -> None:
-        self.surface.begin_start(self.group, self.ranks, LIMIT, **options)
+        self.surface.begin_start(self.group, self.ranks, PATIENCE, LIMIT, **options)
         for outcome in end_all(self.ranks):
             assert outcome.error is None, outcome
 
@@ -135,16 +138,21 @@ class Case:
 
     def in_start(self) -> None:
         if self.fault == "absent":
-            self.surface.begin_start(self.group, self.survivors, LIMIT, worlds=self.worlds())
+            self.surface.begin_start(
+                self.group, self.survivors, START_LIMIT, LIMIT, worlds=self.worlds()
+            )
         elif self.fault == "mismatch":
-            self.surface.begin_start(self.group, self.ranks, LIMIT, worlds=self.odd_worlds())
+            self.surface.begin_start(
+                self.group, self.ranks, START_LIMIT, LIMIT, worlds=self.odd_worlds()
+            )
         else:
             number = KILL if self.fault == "kill" else STOP
             deadly = None if self.key is None else {self.victim: (*self.key, number)}
-            self.surface.begin_start(self.group, self.ranks, LIMIT, deadly=deadly)
+            self.surface.begin_start(self.group, self.ranks, START_LIMIT, LIMIT, deadly=deadly)
             self.strike_in_start()
         outcomes = end_all(self.survivors)
         if all(outcome.error is None for outcome in outcomes):  # the start was over before
+            self.in_start_over = True
             self.since = time.monotonic()
             for rank in self.survivors:
                 self.surface.begin(rank, {"name": "all_reduce", "count": 100})
@@ -257,8 +265,9 @@ class Case:
 
     def judge(self, outcomes: list[Outcome], error: str | None, in_start: bool = False) -> None:
         took = time.monotonic() - self.since
+        limit = START_LIMIT if in_start and not self.in_start_over else LIMIT
         if self.fault in ("stop", "absent"):
-            took -= LIMIT
+            took -= limit
         for outcome in outcomes:
             assert outcome.error == error or (
                 error is None and outcome.error in ("PeerError", "TimeoutError", "UsageError")
@@ -268,7 +277,7 @@ class Case:
         text = texts.pop()
         late = in_start and "did not come" in text  # it was killed before it had come
         if late and self.fault == "kill":
-            took -= LIMIT
+            took -= limit
         assert took < LATE_S, f"{took:.2f} s: {text}"
         known = f"rank {self.victim} " if late and self.fault != "mismatch" else self.target.name
         if late and f"ranks {self.victim}" in text:
@@ -305,7 +314,7 @@ class Case:
         if not self.target.dead and self.fault in ("kill", "stop"):
             self.target.dead = self.fault == "kill" or not straggles
         self.leave()
-        self.surface.begin_start(self.group, self.survivors, 20.0)
+        self.surface.begin_start(self.group, self.survivors, PATIENCE)
         for outcome in end_all(self.survivors):
             assert outcome.error is None, outcome
         for call in ("all_reduce", "broadcast", "barrier"):

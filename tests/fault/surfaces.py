@@ -24,6 +24,7 @@ class Direct:
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
+        self._limit: dict[str, float] = {}
 
     def prepare(self, group: Group) -> None:
         """Before anything is counted."""
@@ -33,11 +34,13 @@ class Direct:
         group: Group,
         ranks: list[Rank],
         timeout: float,
+        limit: float | None = None,
         worlds: dict[int, int] | None = None,
         deadly: dict[int, tuple[str, bool, int]] | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
-        """Begins the start of a group of these ranks; the Rank's number is the rank in it."""
+        """Begins the start of a group of these ranks; `limit` is that of operations."""
+        self._limit = {} if limit is None else {"timeout": limit}
         init = group.init()
         for number, rank in enumerate(ranks):
             rank.begin(
@@ -57,10 +60,11 @@ class Direct:
         return [(key, behind) for key in keys for behind in (False, True)]
 
     def begin(self, rank: Rank, call: dict[str, Any]) -> None:
-        rank.begin("collective", **call)
+        rank.begin("collective", **call, **self._limit)
 
     def submit(self, rank: Rank, call: dict[str, Any]) -> None:
-        assert rank.do_outcome("submit", **call).error is None
+        outcome = rank.do_outcome("submit", **call, **self._limit)
+        assert outcome.error is None, outcome
 
     def begin_wait(self, rank: Rank) -> None:
         rank.begin("wait", -1)
@@ -76,13 +80,16 @@ START = """
 import datetime, os, torch, torch.distributed as dist
 os.environ.update(environment)
 try:
-    limit = datetime.timedelta(seconds=limit)
     dist.init_process_group("dpcomm", store=dist.PrefixStore(name, puppet.store), rank=rank,
-                            world_size=world, timeout=limit)
+                            world_size=world, timeout=datetime.timedelta(seconds=timeout))
+    if limit is not None:
+        group = dist.distributed_c10d._get_default_group()
+        backend = group._get_backend(torch.device("cpu"))
+        backend.set_timeout(datetime.timedelta(seconds=limit))
+        del group, backend
 finally:
     for each in environment:
         del os.environ[each]
-    del limit
 """
 CALL = """
 import torch, torch.distributed as dist
@@ -137,6 +144,7 @@ class Torch:
         group: Group,
         ranks: list[Rank],
         timeout: float,
+        limit: float | None = None,
         worlds: dict[int, int] | None = None,
         deadly: dict[int, tuple[str, bool, int]] | None = None,
         environment: dict[str, str] | None = None,
@@ -149,7 +157,8 @@ class Torch:
                 name=f"group{self._groups}",
                 rank=number if len(ranks) < len(group.ranks) else rank.number,
                 world=(worlds or {}).get(rank.number, len(ranks)),
-                limit=timeout,
+                timeout=timeout,
+                limit=limit,
                 environment=environment or {},
             )
 
@@ -164,7 +173,8 @@ class Torch:
     def submit(self, rank: Rank, call: dict[str, Any]) -> None:
         options = {"root": 0, **call, "later": True}
         options.pop("algorithm", None)
-        assert rank.do_outcome("run", CALL, **options).error is None
+        outcome = rank.do_outcome("run", CALL, **options)
+        assert outcome.error is None, outcome
 
     def begin_wait(self, rank: Rank) -> None:
         rank.begin("run", "puppet.works[-1].wait()")
