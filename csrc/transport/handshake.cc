@@ -78,9 +78,13 @@ bool is_segment_path(const std::string& path) {
 }
 
 std::optional<std::string> parse_answer(const std::string& text) {
+  constexpr char kWord[] = "no ";
+  constexpr size_t kBegin = sizeof(kWord) - 1;
   if (text == "ok") return std::nullopt;
-  if (text.empty() || text.size() > kMaxHandshakeBytes) throw damaged("answer to an offer", text);
-  return printable(text, kMaxTextBytes);
+  if (text.size() > kMaxHandshakeBytes || text.compare(0, kBegin, kWord) != 0) {
+    throw damaged("answer to an offer", text);
+  }
+  return printable(text.substr(kBegin), kMaxTextBytes);
 }
 
 bool parse_verdict(const std::string& text) {

@@ -41,7 +41,7 @@ struct Offer {
 /// else is opened or removed at a peer's word.
 bool is_segment_path(const std::string& path);
 
-/// A rank's answer to an offer: nothing for "ok", or why it cannot attach.
+/// A rank's answer to an offer: nothing for "ok", or, from "no <text>", why it cannot attach.
 std::optional<std::string> parse_answer(const std::string& text);
 
 /// Rank 0's verdict of a round: true for "go", false for "again". Errors are parse_error()'s.

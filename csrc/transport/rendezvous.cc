@@ -157,6 +157,7 @@ std::string Rendezvous::collect_answers(const ShmTransport& transport, int round
     }
   }
   if (silent.empty()) return refusal;
+  if (const auto error = decision(milliseconds(0))) throw *error;  // another rank was first
   auto ranks = attendance(&transport);
   for (const int rank : silent) {
     if (ranks[rank].attendance == Attendance::kThere) ranks[rank].attendance = Attendance::kStuck;
@@ -209,7 +210,7 @@ Rendezvous::Attached Rendezvous::follow_round(int round) {
   } catch (const Error& error) {
     refusal = error;
     // What would be the same in another round is an error for all.
-    answer = error.kind() == ErrorKind::kUsage ? error_text(error) : error.what();
+    answer = error.kind() == ErrorKind::kUsage ? error_text(error) : str("no ", error.what());
   }
   set(str("answer/", round, "/", config_.rank), answer);
   const auto look = [&] {
@@ -253,13 +254,17 @@ Error Rendezvous::decided(const Error& own) {
     const Presence* there = presence(lowest);
     if (there != nullptr && !there->gone()) break;
   }
-  std::string text;
-  deadline_ = Clock::now() + kGrace;
-  if (lowest != config_.rank && get("decision", text)) {
-    if (const auto error = parse_error(text)) return *error;
-  }
+  const auto first = decision(lowest == config_.rank ? milliseconds(0) : kGrace);
+  if (first) return *first;
   set("decision", error_text(own));
   return own;
+}
+
+/// What a rank has decided, waited for at most `patience`.
+std::optional<Error> Rendezvous::decision(milliseconds patience) {
+  std::string text;
+  deadline_ = Clock::now() + patience;
+  return get("decision", text) ? parse_error(text) : std::nullopt;
 }
 
 void Rendezvous::throw_if_error(const std::string& text) {

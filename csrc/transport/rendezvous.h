@@ -6,7 +6,7 @@
 //   rank r  -> "here/r"       at once, which process it is: whoever waits in vain can say for whom,
 //                             and sees when it is gone
 //   rank 0  -> "offer/k"      where the segment is, size of slots, nonce; or the error for all
-//   rank r  -> "answer/k/r"   "ok" once it has attached, or why it could not
+//   rank r  -> "answer/k/r"   "ok" once it has attached, "no ..." if it cannot, or an error
 //   rank 0  -> "verdict/k"    "go", "again", or the error for all
 //   rank r  -> "read/r"       after an error: rank 0, which may keep the store, waits a while for
 //                             it
@@ -87,6 +87,7 @@ class Rendezvous {
   Attached attach(const Offer& offer) const;
   [[noreturn]] void give_up(ShmTransport* transport);
   Error decided(const Error& own);
+  std::optional<Error> decision(std::chrono::milliseconds patience);
   void throw_if_error(const std::string& text);
 
   ArenaLayout layout(size_t slot_bytes) const;

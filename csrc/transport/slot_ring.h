@@ -109,6 +109,12 @@ class SlotRing {
     return *reinterpret_cast<SlotHeader*>(base_ + sizeof(Credits) + position_ * stride_);
   }
   void advance() { position_ = position_ + 1 == slots_ ? 0 : position_ + 1; }
+  /// Bytes of a message as its header says, but never more than a slot has: the header lies in
+  /// memory that others write to.
+  uint32_t bytes_in(const SlotHeader& header) const {
+    const size_t most = stride_ - sizeof(SlotHeader);
+    return static_cast<uint32_t>(std::min<size_t>(header.bytes, most));
+  }
   static std::byte* payload(SlotHeader& header) {
     return reinterpret_cast<std::byte*>(&header) + sizeof(SlotHeader);
   }
@@ -164,7 +170,7 @@ class SlotReceiver final : public RecvChannel, SlotRing {
     // seq_cst: pairs with publish() in SlotSender; makes the slot's bytes visible. Also the
     // sleeper's second look after Bell::arm().
     if (slot.turn.load(std::memory_order_seq_cst) != received_ + 1) return false;
-    message = Message{payload(slot), slot.bytes, slot.tag};
+    message = Message{payload(slot), bytes_in(slot), slot.tag};
     return true;
   }
 

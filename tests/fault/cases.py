@@ -85,7 +85,7 @@ class Case:
         self.fault: str = draw.choice(["kill", "kill", "stop"])
         vars(self).update(given)
         self.victim = draw.randrange(self.world)
-        self.call = draw_call(draw, self.world)
+        self.call = draw_call(draw, surface, self.world)
         # Asynchronous calls; Communicator has no asynchronous barrier.
         self.later = draw.random() < 0.5 and (
             surface.name != "Communicator" or self.call["name"] != "barrier"

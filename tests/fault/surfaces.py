@@ -15,12 +15,15 @@ ALGORITHMS = {
     "reduce_scatter": ["auto", "ring", "tree", "direct"],
     "barrier": ["auto"],
 }
+# What Torch below has no call for.
+MORE = {"gather": ["auto"], "scatter": ["auto"], "all_to_all": ["auto"]}
 
 
 class Direct:
     """dpcomm.Communicator."""
 
     name = "Communicator"
+    algorithms = ALGORITHMS | MORE
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -127,6 +130,7 @@ class Torch:
     """torch.distributed with the backend dpcomm; the store is the test's, so no rank keeps it."""
 
     name = "torch"
+    algorithms = ALGORITHMS
 
     def __init__(self, stage: Stage) -> None:
         from torch.distributed import TCPStore
@@ -189,12 +193,12 @@ class Torch:
 Surface = Direct | Torch
 
 
-def draw_call(draw: random.Random, world: int) -> dict[str, Any]:
+def draw_call(draw: random.Random, surface: Surface, world: int) -> dict[str, Any]:
     """A collective with its arguments."""
-    name = draw.choice(list(ALGORITHMS))
-    call: dict[str, Any] = {"name": name, "algorithm": draw.choice(ALGORITHMS[name])}
+    name = draw.choice(list(surface.algorithms))
+    call: dict[str, Any] = {"name": name, "algorithm": draw.choice(surface.algorithms[name])}
     call["count"] = draw.choice([1, 1000, 50_000, 1_000_000]) // world + 1
-    if name in ("broadcast", "reduce"):
+    if name in ("broadcast", "reduce", "gather", "scatter"):
         call["root"] = draw.randrange(world)
     return call
 
