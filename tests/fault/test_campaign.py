@@ -38,7 +38,9 @@ def surface(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Surface]:
 def run_cases(surface: Surface, cases: list[Case], table: Table) -> None:
     named = named_segments()
     wrong = []
-    for case in cases:
+    for number, case in enumerate(cases):
+        if number % 50 == 49:
+            print(f"{number} cases\n{table}", flush=True)
         try:
             case.run(surface.stage, table)
         except Exception as error:  # the others are run, too
