@@ -1,7 +1,5 @@
-// The targets under libFuzzer, where clang is there:
-//   clang++ -std=c++20 -O1 -g -fsanitize=fuzzer,address,undefined -Icsrc -Itests/native \
-//     tests/native/fuzz/libfuzzer.cc tests/native/check_fail.cc csrc/{base,...}/*.cc
-// tests/native/fuzz/run_libfuzzer.sh does that. The first byte chooses the target.
+// The targets under libFuzzer, where clang is there;
+// tests/native/fuzz/run_libfuzzer.sh builds and runs it. The first byte chooses the target.
 #include <cstdio>
 #include <cstdlib>
 
