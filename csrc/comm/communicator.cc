@@ -423,6 +423,7 @@ uint64_t Communicator::enqueue(const Operation& given, void* caller) {
       operation.timeout.count() > 0 ? operation.timeout.count() : impl.timeout_ms.load();
   const uint64_t ticket =
       device->enqueue(operation, choice, caller, std::chrono::milliseconds(limit));
+  impl.log->given_to_device(operation, choice, ticket, std::chrono::milliseconds(limit));
   impl.operations.fetch_add(1);
   impl.bytes.fetch_add(operation.count * size_bytes(operation.dtype));
   return ticket;
