@@ -26,6 +26,7 @@ from device_memory import Pointer, Runtime
 from emulate import Operation, make_input
 from stand_in_array import DLPackArray, InterfaceArray
 
+import dpcomm
 from dpcomm import Communicator
 from dpcomm.errors import UsageError
 from dpcomm.oracle import wire as codecs
@@ -253,6 +254,10 @@ def on_both(steps: int) -> list[Any]:
             comm.barrier()
             outputs += [tensor.get(), here]
         comm.synchronize()
+        recorded = [entry for entry in dpcomm.flight_record(comm) if entry["on_device"]]
+        assert [entry["sequence"] for entry in recorded] == list(range(1, steps + 1))
+        assert {entry["input_elems"] for entry in recorded} == {257}
+        assert dpcomm.stats(comm).collectives["all_reduce"].operations == 2 * steps
     return outputs
 
 

@@ -28,8 +28,8 @@ def everywhere(world, body, **options):
         made = dpcomm.Communicator(rank, world, transport="inproc", **options)
         try:
             body(made, rank)
-        except dpcomm.DpcommError as error:
-            failures[rank] = str(error)
+        except Exception as error:
+            failures[rank] = f"{type(error).__name__}: {error}"
         finally:
             made.close()
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
