@@ -20,7 +20,7 @@ export TORCH_CUDA_ARCH_LIST ?= 8.0+PTX
 NATIVE_SOURCES := $(shell find csrc cmake -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml \
                   dpcomm/_build_record.py.in
 
-.PHONY: help venv build demo test check format campaign plants sass sanitize clean distclean
+.PHONY: help venv build demo test check format campaign frameworks plants sass sanitize clean distclean
 .PHONY: check-format check-ruff check-mypy check-stubs check-layering check-warnings
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make format    put the sources into the checked format"
 	@echo "make sanitize  native tests under AddressSanitizer + UBSan and under ThreadSanitizer"
 	@echo "make campaign  the long tests"
+	@echo "make frameworks  the examples of Lightning, Ray, DeepSpeed and others, in an environment of its own"
 	@echo "make plants    faults planted in the CUDA kernels, and who finds them: a table"
 	@echo "make sass      what nvcc makes of the CUDA kernels on all architectures: a table (minutes)"
 	@echo "make build     only make $(VENV) and build dpcomm into it (editable)"
@@ -70,6 +71,21 @@ test: build
 
 campaign: build
 	$(PYTEST) -m campaign -o faulthandler_timeout=86400 $(PYTEST_ARGS)
+
+# Over 2 GB; in an environment of its own, as frameworks have demands of their own. The same torch.
+FRAMEWORKS_VENV ?= .venv-frameworks
+FRAMEWORKS_PYTHON := $(FRAMEWORKS_VENV)/bin/python
+
+$(FRAMEWORKS_VENV)/stamp: requirements/frameworks.txt requirements/build.txt requirements/torch.txt
+	@tools/make_venv.sh "$(FRAMEWORKS_VENV)" "$(PYTHON)"
+	$(FRAMEWORKS_PYTHON) -m pip --disable-pip-version-check install --quiet \
+	  -r requirements/build.txt -r requirements/torch.txt -r requirements/frameworks.txt
+	@touch $@
+
+frameworks: $(FRAMEWORKS_VENV)/stamp
+	$(FRAMEWORKS_PYTHON) -m pip --disable-pip-version-check install --quiet \
+	  --no-build-isolation --no-deps --editable .
+	$(FRAMEWORKS_PYTHON) -m pytest -m frameworks tests/frameworks $(PYTEST_ARGS)
 
 plants: build
 	$(VENV_PYTHON) tests/emulated/plants.py
@@ -116,4 +132,4 @@ clean:
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FRAMEWORKS_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

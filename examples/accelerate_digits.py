@@ -1,6 +1,6 @@
 """Hugging Face Accelerate on dpcomm: dpcomm.init() before the Accelerator.
 
-    torchrun --standalone --nproc-per-node 2 examples/accelerate_digits.py
+torchrun --standalone --nproc-per-node 2 examples/accelerate_digits.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """DeepSpeed ZeRO-1 on dpcomm: dist_backend="dpcomm". Each rank keeps its part of Adam's state.
 
-    DS_ACCELERATOR=cpu torchrun --standalone --nproc-per-node 2 examples/deepspeed_digits.py
+DS_ACCELERATOR=cpu torchrun --standalone --nproc-per-node 2 examples/deepspeed_digits.py
 """
 
 from __future__ import annotations

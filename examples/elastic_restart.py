@@ -4,7 +4,8 @@
 
 In epoch 2 of the first start the last rank kills itself, as the kernel does when memory runs out.
 The others get a dpcomm.PeerError that names it, all end, torchrun starts them again, and they go on
-from the checkpoint. The result is that of a run without the accident (--crash-epoch -1), to the bit.
+from the checkpoint. The result is that of a run without the accident (--crash-epoch -1),
+bit by bit.
 """
 
 from __future__ import annotations

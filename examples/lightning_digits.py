@@ -1,11 +1,11 @@
 """Lightning on dpcomm: one word in DDPStrategy.
 
-    python examples/lightning_digits.py
+python examples/lightning_digits.py
 """
 
 from __future__ import annotations
 
-import lightning as L
+import lightning
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from train_digits import datasets, network
 
 
-class Digits(L.LightningModule):
+class Digits(lightning.LightningModule):
     """The network of train_digits.py."""
 
     def __init__(self) -> None:
@@ -34,9 +34,9 @@ class Digits(L.LightningModule):
 
 
 def main() -> None:
-    L.seed_everything(1)
+    lightning.seed_everything(1)
     train, held_out = datasets()
-    trainer = L.Trainer(
+    trainer = lightning.Trainer(
         accelerator="cpu",
         devices=2,
         max_epochs=6,

@@ -1,6 +1,6 @@
 """Ray Train on dpcomm: TorchConfig(backend="dpcomm"). Nothing in the loop imports dpcomm.
 
-    python examples/ray_digits.py
+python examples/ray_digits.py
 """
 
 from __future__ import annotations

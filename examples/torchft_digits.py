@@ -53,6 +53,11 @@ class ProcessGroupDpcomm(ProcessGroupWrapper):
         return "torchft-dpcomm"
 
 
+def say(text: str) -> None:
+    """Prints a line in one piece, as other replicas print too."""
+    print(f"{text}\n", end="", flush=True)
+
+
 def train(replica: int) -> None:
     """One replica, which is a world of its own to torch."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -99,14 +104,14 @@ def train(replica: int) -> None:
         size = manager.num_participants()
         if sizes[-1:] != [size]:
             sizes.append(size)
-            print(f"replica {replica}, step {step}: {size} ranks", flush=True)
+            say(f"replica {replica}, step {step}: {size} ranks")
         if error is not None:
             text = str(error.original_exception).splitlines()[0]
-            print(f"replica {replica}, step {step}: {text}", flush=True)
+            say(f"replica {replica}, step {step}: {text}")
     model.eval()
     images, labels = held_out.tensors
     right = (model(images).argmax(1) == labels).float().mean()
-    print(f"replica {replica}, step {STEPS}: accuracy {float(right):.1%}", flush=True)
+    say(f"replica {replica}, step {STEPS}: accuracy {float(right):.1%}")
     manager.shutdown(wait=False)
 
 

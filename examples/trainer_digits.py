@@ -1,6 +1,6 @@
 """The Trainer of Hugging Face transformers on dpcomm: dpcomm.init() before TrainingArguments.
 
-    torchrun --standalone --nproc-per-node 2 examples/trainer_digits.py
+torchrun --standalone --nproc-per-node 2 examples/trainer_digits.py
 """
 
 from __future__ import annotations
