@@ -71,6 +71,8 @@ std::shared_ptr<Work> MessageSide::post(bool sends, int peer, uint32_t tag, void
       messenger_.post(item);
     } catch (const Error& error) {
       end(Failure{error.kind(), error.what()});
+    } catch (const std::exception& error) {
+      end(Failure{ErrorKind::kInternal, error.what()});
     }
     auto& finished = messenger_.finished();
     own = !finished.empty() && finished.back() == item;
