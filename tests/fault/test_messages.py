@@ -49,6 +49,7 @@ def test_a_peer_dies_in_the_middle_of_a_message(stage: Stage, victim: int, numbe
         group.start(environment=faults)
         for rank in group:
             rank.do("message", "recv", 1 - rank.number, 1, LARGE, async_op=True)
+        for rank in group:
             rank.begin("message", "send", 1 - rank.number, 1, LARGE)
         assert group[victim].ended()
         since = time.monotonic()
