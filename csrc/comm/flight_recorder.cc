@@ -53,7 +53,7 @@ FlightEntry flight_entry(const Operation& operation, const Choice& choice, int r
   entry.algorithm = static_cast<uint8_t>(choice.algorithm);
   entry.peer = operation.root;
   entry.timeout_ms = operation.timeout.count();
-  entry.uneven = !operation.counts.empty();
+  entry.uneven = operation.counts.size() == static_cast<size_t>(world);
   const bool root = rank == operation.root;
   const size_t own = entry.uneven ? operation.counts[rank] : operation.count;
   const size_t all = entry.uneven ? total_of(operation.counts) : operation.count * world;
