@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import signal
 import time
+from pathlib import Path
 
 import pytest
-from ranks import LATE_S, PATIENCE_S, Group, Stage, expect_error
+from ranks import LATE_S, PATIENCE_S, Group, Rank, Stage, expect_error
 
 LARGE = 64 << 20
 SHORT = 100
 LIMIT = 1.0
+
+
+def wait_until_begun(*ranks: Rank) -> None:
+    """Until they have the thread that their first send or receive starts."""
+    deadline = time.monotonic() + PATIENCE_S
+    for rank in ranks:
+        tasks = Path(f"/proc/{rank.pid}/task")
+        while "dpcomm-messages" not in [(t / "comm").read_text().strip() for t in tasks.iterdir()]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 def expect_end(group: Group, text: str, error: str) -> None:
@@ -31,7 +42,8 @@ def test_a_peer_dies_while_others_wait_for_it(stage: Stage, kind: str, nbytes: i
         peer = None if kind == "any" else 1
         group[0].begin("message", "send" if kind == "send" else "recv", peer, 5, nbytes)
         group[2].begin("message", "recv", 0, 5, nbytes)
-        time.sleep(0.2)
+        wait_until_begun(group[0], group[2])
+        time.sleep(0.1)
         since = group[1].kill()
         text = expect_error(
             group.end(), "PeerError", f"{group[1].name} died", f"{nbytes} bytes", since=since
@@ -138,10 +150,7 @@ def test_an_end_from_another_thread(stage: Stage, end: str) -> None:
         group.start()
         index = group[0].do("background", "message", "send", 1, 0, LARGE)
         other = group[1].do("background", "message", "recv", 0, 1, SHORT)
-        deadline = time.monotonic() + PATIENCE_S  # until both have begun
-        while any(rank.do("leftovers")["threads"] != ["dpcomm-messages"] for rank in group):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until_begun(*group)
         since = time.monotonic()
         group[0].do(end, *(["enough"] if end == "abort" else []))
         said = {"abort": "enough", "close": "closed"}[end]
@@ -159,7 +168,8 @@ def test_ctrl_c(stage: Stage) -> None:
         group.start()
         group[0].begin("message", "recv", 1, 0, SHORT)
         group[1].begin("message", "recv", 0, 0, SHORT)
-        time.sleep(0.3)
+        wait_until_begun(*group)
+        time.sleep(0.1)
         since = time.monotonic()
         group[0].signal(signal.SIGINT)
         assert group[0].end().error == "KeyboardInterrupt"
