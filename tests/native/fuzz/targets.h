@@ -15,6 +15,7 @@
 #include "check.h"
 #include "comm/communicator.h"
 #include "cpu/diagnosis.h"
+#include "cpu/messenger.h"
 #include "schedule/registry.h"
 #include "transport/handshake.h"
 #include "transport/process.h"
@@ -121,6 +122,13 @@ class Arena final : public ArenaTransport {
   SlotHeader& first_slot(int lane) const {
     std::byte* channel = base() + layout().channel_offset(lane, 1, 0);
     return *reinterpret_cast<SlotHeader*>(channel + sizeof(Credits));
+  }
+  /// The slot of the n-th message from rank 1, from 0.
+  SlotHeader& slot(int lane, size_t n) const {
+    const LaneGeometry& geometry = layout().lanes[lane];
+    std::byte* first = reinterpret_cast<std::byte*>(&first_slot(lane));
+    const size_t stride = sizeof(SlotHeader) + geometry.slot_bytes;
+    return *reinterpret_cast<SlotHeader*>(first + n % geometry.slots * stride);
   }
   Credits& credits(int lane) const {
     return *reinterpret_cast<Credits*>(base() + layout().channel_offset(lane, 0, 1));
@@ -244,6 +252,58 @@ inline void messages(const Bytes& bytes) {
   }
 }
 
+/// Packets of messages between two ranks, in any order, with any header.
+inline void packets(const Bytes& bytes) {
+  Reader reader(bytes);
+  Arena arena;
+  Messenger messenger(arena);
+  std::vector<std::vector<std::byte>> buffers;
+  const auto post = [&](bool sends, int peer, uint32_t tag, size_t size) {
+    buffers.emplace_back(size);
+    auto transfer = std::make_shared<Transfer>();
+    transfer->sends = sends;
+    transfer->peer = peer;
+    transfer->tag = tag;
+    transfer->data = buffers.back().data();
+    transfer->bytes = size;
+    transfer->deadline = Clock::now() + std::chrono::hours(1);
+    messenger.post(std::move(transfer));
+  };
+  const int lane = arena.message_lane();
+  const auto most = static_cast<uint32_t>(arena.geometry(lane).slot_bytes);
+  try {
+    post(false, 1, 1, 100);
+    post(false, Transfer::kAnyPeer, 2, 5000);
+    post(true, 1, 3, 100);
+    post(true, 1, 4, 20000);
+    for (uint32_t number = 0; number < 12; ++number) {
+      const auto how = reader.take<uint8_t>();
+      // As messenger.h has it: kind, id, tag, comes_along, bytes, offset.
+      uint32_t head[8] = {
+          how % 4u, reader.take<uint8_t>() % 3u, 1u + how / 4 % 4, how >> 4 & 1u, 0, 0, 0, 0};
+      head[4] = how & 32 ? reader.take<uint32_t>() : 100;
+      head[6] = how & 64 ? reader.take<uint32_t>() : 0;
+      SlotHeader& slot = arena.slot(lane, number);
+      auto* at = reinterpret_cast<std::byte*>(&slot) + sizeof(SlotHeader);
+      std::memset(at, 0, 128);
+      std::memcpy(at, head, sizeof(head));
+      const auto answer = reader.take<uint16_t>();
+      const uint32_t answers[2] = {answer % 3u, answer / 3u % 2};
+      if (how % 4 == 2) std::memcpy(at + 64, answers, sizeof(answers));
+      const uint32_t usual = how % 4 == 2 ? 72 : head[3] != 0 || how % 4 == 3 ? 164 : 64;
+      slot.bytes = how & 128 ? reader.take<uint32_t>() % (2 * most) : usual;
+      slot.tag = number + 1;
+      slot.turn.store(number + 1);
+      arena.credits(lane).released.store(reader.take<uint8_t>() % 4 + number);
+      messenger.progress();
+      messenger.check();
+    }
+  } catch (const Error& error) {
+    CHECK(!std::string(error.what()).empty());
+  }
+  messenger.abandon();
+}
+
 struct Target {
   const char* name;
   void (*run)(const Bytes&);
@@ -263,6 +323,10 @@ inline const std::vector<Target>& targets() {
       {"text", text, {"\x7f plain \xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80"}},
       {"failure", failure, {Bytes("\1\0\0\0\5\0\0\0rank!", 13)}},
       {"records", records, {Bytes(512, '\1'), Bytes(512, '\0')}},
+      {"packets",
+       packets,
+       {Bytes("\x11\0\0\0\0", 5), Bytes("\1\0\0\0\0\3\0\0\0\0", 10),
+        Bytes("\2\0\0\0\0\2\0\1\0\0", 10)}},
       {"messages",
        messages,
        {Bytes("\0\x0a\x28\0\0\0\0\0\0\0\0\0\0\0payload", 21),
