@@ -2,8 +2,9 @@
 
 A check is a function without arguments that uses torch.distributed with the default group and
 returns what is to be compared: tensors, numbers, strings, and lists, tuples and dicts of them. It
-is called once for each backend, with a fresh default group each time, so that the failure of one
-check leaves the others alone. A launch of ranks is shared by all checks of a file.
+is called once for each backend, in the same order, so that groups get the same names. After a check
+that failed the ranks make a new default group, which leaves the others alone. A launch of ranks is
+shared by many checks.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -47,13 +49,17 @@ def tolerance(value: float) -> Callable[[Check], Check]:
     return mark
 
 
+@cache
+def launch_store() -> dist.Store:
+    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+
+
 @contextmanager
 def default_group(backend: str, name: str) -> Iterator[None]:
     """The default group of all ranks in a part of the launch's store that nobody else uses."""
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     dist.init_process_group(
         backend,
-        store=dist.PrefixStore(f"{backend}/{name}", store),
+        store=dist.PrefixStore(f"{backend}/{name}", launch_store()),
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
         timeout=PATIENCE,
@@ -100,29 +106,55 @@ def difference(wanted: Any, got: Any, allowed: float) -> str:
     return ""
 
 
+def all_well(place: str, well: bool) -> bool:
+    """True if all ranks say so. Goes through the store: the group may be broken."""
+    store, world = dist.PrefixStore(place, launch_store()), int(os.environ["WORLD_SIZE"])
+    store.set(os.environ["RANK"], "well" if well else "not")
+    ranks = [str(rank) for rank in range(world)]
+    store.wait(ranks, PATIENCE + PATIENCE)
+    return all(store.get(rank) == b"well" for rank in ranks)
+
+
+def results_of(backend: str, checks: list[Check], problems: dict[str, str]) -> dict[str, Any]:
+    """What each check gives. A new default group only after one that failed on some rank: making
+    groups of gloo again and again is where gloo itself fails at times."""
+    results: dict[str, Any] = {}
+    pending = list(checks)
+    while pending:
+        with default_group(backend, pending[0].__name__):
+            while pending:
+                check = pending.pop(0)
+                name = check.__name__
+                started = time.monotonic()
+                print(f"{name} on {backend} ...", end=" ", flush=True)
+                well = False
+                try:
+                    results[name] = check()
+                    assert_all_on(backend)
+                    well = True
+                except Exception:
+                    problems[name] += f"{name} on {backend}: {traceback.format_exc()}"
+                print(f"{time.monotonic() - started:.2f} s", flush=True)
+                if not all_well(f"well/{backend}/{name}", well):
+                    problems[name] = problems[name] or f"{name} on {backend}: another rank failed"
+                    break
+    return results
+
+
 def run(checks: list[Check]) -> dict[str, str]:
     """What went wrong in each check on this rank: an empty text where nothing did."""
-    problems = {}
     only = os.environ.get("CHECKS")  # for a look at one of them, by hand
-    for check in [c for c in checks if not only or c.__name__ in only.split(",")]:
+    checks = [check for check in checks if not only or check.__name__ in only.split(",")]
+    problems = {check.__name__: "" for check in checks}
+    theirs = results_of("gloo", checks, problems)
+    mine = results_of("dpcomm", checks, problems)
+    for check in checks:
         name = check.__name__
-        results: list[Any] = []
-        problem = ""
-        for backend in ("gloo", "dpcomm"):
-            started = time.monotonic()
-            print(f"{name} on {backend} ...", end=" ", flush=True)
-            try:
-                with default_group(backend, name):
-                    results.append(check())
-                    assert_all_on(backend)
-            except Exception:
-                problem += f"{name} on {backend}: {traceback.format_exc()}"
-            print(f"{time.monotonic() - started:.2f} s", flush=True)
-        if not problem:
-            problem = difference(*results, getattr(check, "tolerance", 0.0))
-        if problem:
-            print(problem, file=sys.stderr, flush=True)
-        problems[name] = problem
+        if not problems[name]:
+            allowed = getattr(check, "tolerance", 0.0)
+            problems[name] = difference(theirs[name], mine[name], allowed)
+        if problems[name]:
+            print(problems[name], file=sys.stderr, flush=True)
     return problems
 
 
