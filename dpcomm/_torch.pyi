@@ -3,6 +3,7 @@
 from typing import Any, TypedDict
 
 from dpcomm._core import _Stats
+from dpcomm.options import Options
 
 class _Options(TypedDict):
     wire: str
@@ -11,6 +12,19 @@ class _Options(TypedDict):
     timeout_ms: int
     transport: str
     name: str
+
+class GroupOptions:
+    """A dpcomm.Options where torch wants a Backend.Options, of which this is one."""
+
+class ProcessGroupDpcomm:
+    """A torch Backend: what create() and ``pg._get_backend(...)`` give, with a little more."""
+
+    @property
+    def options(self) -> Options: ...
+    def get_error(self) -> Any:
+        """What ended the group, as a c10d.ErrorType; SUCCESS as long as nothing has."""
+    def perform_nocolor_split(self, device: Any) -> None:
+        """Nothing: a split takes its members only."""
 
 def create(group: Any, chosen: dict[str, str | int]) -> Any:
     """A group for torch's _DistributedBackendOptions. `chosen` overrides the environment."""

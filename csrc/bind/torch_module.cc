@@ -129,13 +129,8 @@ bool on_all_links(const std::string& wanted) {
   throw usage_error("wire_links='", wanted, "' is none of network, all");
 }
 
-CommunicatorOptions communicator_options(const c10d::DistributedBackendOptions& group,
-                                         const py::dict& chosen) {
-  // Lowest first: torch's timeout, the environment, what the call chose.
-  CommunicatorOptions options = CommunicatorOptions::from_environment();
-  if (environment(Variable::TIMEOUT).empty()) {
-    options.timeout = std::chrono::duration_cast<std::chrono::milliseconds>(group.timeout);
-  }
+/// `options` with what the user chose, a dpcomm.Options as its chosen() tells it.
+void apply(CommunicatorOptions& options, const py::dict& chosen) {
   for (const auto& [key, value] : chosen) {
     const std::string name = key.cast<std::string>();
     if (name == "wire") {
@@ -152,12 +147,16 @@ CommunicatorOptions communicator_options(const c10d::DistributedBackendOptions& 
       throw usage_error("no option named ", name);
     }
   }
-  return options;
 }
 
 c10::intrusive_ptr<c10d::Backend> create(const c10d::DistributedBackendOptions& group,
                                          const py::dict& chosen) {
-  CommunicatorOptions options = communicator_options(group, chosen);
+  // Lowest first: torch's timeout, the environment, what the call chose.
+  CommunicatorOptions options = CommunicatorOptions::from_environment();
+  if (environment(Variable::TIMEOUT).empty()) {
+    options.timeout = std::chrono::duration_cast<std::chrono::milliseconds>(group.timeout);
+  }
+  apply(options, chosen);
   for (const int64_t rank : group.global_ranks_in_group) {
     options.global_ranks.push_back(static_cast<int>(rank));
   }
@@ -188,6 +187,57 @@ py::dict options(const c10::intrusive_ptr<c10d::Backend>& backend) {
   return all;
 }
 
+/// The dpcomm.Options that a group has, with the time limit in force.
+py::object options_of(ProcessGroupDpcomm& group) {
+  const auto made = group.getBackendOptions();
+  const CommunicatorOptions& options = static_cast<const GroupOptions&>(*made).communicator;
+  py::dict chosen;
+  chosen["wire"] = name(options.wire);
+  chosen["wire_links"] = options.wire_on_all_links ? "all" : "network";
+  chosen["algorithm"] = options.algorithm;
+  chosen["timeout"] = static_cast<double>(options.timeout.count()) / 1000;
+  if (options.transport != "inproc") chosen["transport"] = options.transport;
+  return py::module_::import("dpcomm.options").attr("Options")(**chosen);
+}
+
+/// Makes torch's own options of a dpcomm.Options, wherever torch wants those.
+PyObject* converted(PyObject* object, PyTypeObject* /*type*/) {
+  try {
+    const py::handle given(object);
+    if (!py::isinstance(given, py::module_::import("dpcomm.options").attr("Options"))) {
+      return nullptr;
+    }
+    const py::dict chosen = given.attr("chosen")();
+    CommunicatorOptions options = CommunicatorOptions::from_environment();
+    apply(options, chosen);
+    auto made = c10::make_intrusive<GroupOptions>(std::move(options));
+    made->timeout_chosen = chosen.contains("timeout_ms") || !environment(Variable::TIMEOUT).empty();
+    return py::cast(std::move(made)).release().ptr();
+  } catch (const py::error_already_set&) {  // torch says then what it wanted
+    return nullptr;
+  }
+}
+
+/// The classes that torch gets objects of. They add to those of torch what split_group and a user
+/// ask for in Python.
+void define_classes(py::module_& module) {
+  py::class_<GroupOptions, c10d::Backend::Options, c10::intrusive_ptr<GroupOptions>>(
+      module, "GroupOptions", "dpcomm.Options where torch wants options of its own kind.")
+      .def("__copy__",
+           [](const GroupOptions& self) { return c10::make_intrusive<GroupOptions>(self); })
+      .def("__deepcopy__", [](const GroupOptions& self, const py::dict&) {
+        return c10::make_intrusive<GroupOptions>(self);
+      });
+  auto* wanted = py::detail::get_type_info(typeid(c10d::Backend::Options));
+  if (wanted != nullptr) wanted->implicit_conversions.push_back(&converted);
+  py::class_<ProcessGroupDpcomm, c10d::Backend, c10::intrusive_ptr<ProcessGroupDpcomm>>(
+      module, "ProcessGroupDpcomm", "A group of backend dpcomm.")
+      .def_property_readonly("options", &options_of)
+      .def("get_error", &ProcessGroupDpcomm::getError, py::call_guard<py::gil_scoped_release>())
+      // torch calls it on ranks that have no part in a split; dpcomm needs nothing of them.
+      .def("perform_nocolor_split", [](const ProcessGroupDpcomm&, const c10::Device&) {});
+}
+
 std::optional<std::string> set_thread_wire(const std::optional<std::string>& wire) {
   std::optional<std::string> previous;
   if (thread_wire()) previous = name(*thread_wire());
@@ -203,6 +253,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   install_hooks();
   const py::module_ core = py::module_::import("dpcomm._core");
   FlightRecorder::share(reinterpret_cast<void*>(core.attr("_flight_registry")().cast<uintptr_t>()));
+  define_classes(module);
   module.def("create", &create, py::arg("group"), py::arg("chosen"));
   module.def("shutdown_all", &ProcessGroupDpcomm::shutdown_all,
              py::call_guard<py::gil_scoped_release>());

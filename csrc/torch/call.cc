@@ -5,6 +5,10 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <tuple>
+
+#include "torch/copy.h"
+
 namespace dpcomm {
 namespace {
 
@@ -81,27 +85,25 @@ bool is_served(c10::Device device) {
   return device.is_cpu() || device.is_cuda() || device.is_privateuseone();
 }
 
-/// True if the bytes of `tensor` in memory are its elements in order.
+}  // namespace
+
 bool is_plain(const at::Tensor& tensor) {
   return tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg();
 }
 
-bool overlap(const void* a, size_t a_bytes, const void* b, size_t b_bytes) {
-  const auto a_first = reinterpret_cast<uintptr_t>(a), b_first = reinterpret_cast<uintptr_t>(b);
-  return a_first < b_first + b_bytes && b_first < a_first + a_bytes;
-}
-
-/// True if the tensors lie one after the other, as the blocks of one buffer.
-bool are_consecutive(const std::vector<at::Tensor>& blocks) {
-  const auto* next = static_cast<const std::byte*>(blocks[0].const_data_ptr());
-  for (const at::Tensor& block : blocks) {
-    if (!is_plain(block) || block.const_data_ptr() != next) return false;
-    next += block.nbytes();
+void copy_elements(const at::Tensor& to, const at::Tensor& from) {
+  const at::ScalarType type = to.scalar_type();
+  if (core_dtype(type) || c10::isComplexType(type)) {
+    to.copy_(from);
+    return;
   }
-  return true;
+  const size_t bytes = to.element_size();
+  const at::ScalarType carrier = bytes == 8   ? at::kLong
+                                 : bytes == 4 ? at::kInt
+                                 : bytes == 2 ? at::kShort
+                                              : at::kByte;
+  to.view(carrier).copy_(from.view(carrier));
 }
-
-}  // namespace
 
 std::optional<WireFormat>& thread_wire() {
   thread_local std::optional<WireFormat> wire;
@@ -153,41 +155,21 @@ void Call::check_output(const at::Tensor& tensor) {
   }
 }
 
-void Call::check_blocks(const at::Tensor& whole, const at::Tensor& block) const {
-  if (whole.scalar_type() != block.scalar_type()) {
-    throw usage_error(what(), ": input and output are ", c10::toString(whole.scalar_type()),
-                      " and ", c10::toString(block.scalar_type()));
-  }
-  if (whole.numel() != block.numel() * group_.world) {
-    throw usage_error(what(), ": ", whole.numel(), " elements are not world_size ", group_.world,
-                      " times ", block.numel());
-  }
+void Call::check_on_cpu(const char* feature) const {
+  if (device().is_cpu()) return;
+  throw usage_error(what(), feature, ": tensors are on ", device().str(),
+                    ", but dpcomm has it for tensors on the CPU only");
 }
 
-void Call::check_blocks(const std::vector<at::Tensor>& blocks, const at::Tensor& block) const {
-  if (blocks.size() != static_cast<size_t>(group_.world)) {
-    throw usage_error(what(), ": a list of ", blocks.size(), " tensors for world_size ",
-                      group_.world);
-  }
-  for (const at::Tensor& other : blocks) {
-    if (!other.defined() || other.scalar_type() != block.scalar_type() ||
-        other.numel() != block.numel()) {
-      throw usage_error(what(), ": all tensors of the list must have the dtype and the number of ",
-                        "elements of the single one (", c10::toString(block.scalar_type()), ", ",
-                        block.numel(), ")");
-    }
-  }
-}
-
-void Call::set_dtype(Operation& operation, const at::Tensor& tensor) const {
-  operation.count = tensor.numel();
+size_t Call::set_dtype(Operation& operation, const at::Tensor& tensor) const {
+  size_t each = 1;
   if (const auto dtype = core_dtype(tensor.scalar_type())) {
     operation.dtype = *dtype;
-    return;
+  } else {
+    std::tie(operation.dtype, each) = movable_dtype(tensor.element_size());
   }
-  const auto [dtype, each] = movable_dtype(tensor.element_size());
-  operation.dtype = dtype;
-  operation.count *= each;
+  operation.count = tensor.numel() * each;
+  return each;
 }
 
 void Call::set_reduction(Operation& operation, const at::Tensor& tensor,
@@ -228,13 +210,8 @@ const at::Tensor& Call::buffer_for(const at::Tensor& tensor) {
 const at::Tensor& Call::copy_of(const at::Tensor& tensor) {
   at::AutoDispatchBelowADInplaceOrView guard;
   const at::Tensor& buffer = buffer_for(tensor);
-  buffer.copy_(tensor);
+  copy_elements(buffer, tensor);
   return buffer;
-}
-
-const at::Tensor& Call::rows_for(const at::Tensor& block) {
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return held_.emplace_back(at::empty({group_.world, block.numel()}, block.options()));
 }
 
 const void* Call::read(const at::Tensor& tensor) {
@@ -294,96 +271,45 @@ void Call::broadcast(const at::Tensor& tensor, int64_t root) {
   hold_result(tensor);
 }
 
-void Call::all_gather(const at::Tensor& output, const at::Tensor& input) {
-  check(input);
-  check_output(output);
-  check_blocks(output, input);
-  Operation& operation = add(Collective::kAllGather);
-  set_dtype(operation, input);
-  operation.output = write(output);
-  operation.input = read(input);
-  const auto* own = static_cast<const std::byte*>(operation.output) + group_.rank * input.nbytes();
-  if (operation.input != own &&
-      overlap(operation.input, input.nbytes(), operation.output, output.nbytes())) {
-    operation.input = copy_of(input).const_data_ptr();
-  }
-  hold_result(output);
-}
-
-void Call::all_gather(const std::vector<at::Tensor>& outputs, const at::Tensor& input) {
-  check(input);
-  check_blocks(outputs, input);
-  for (const at::Tensor& output : outputs) check_output(output);
-  Operation& operation = add(Collective::kAllGather);
-  set_dtype(operation, input);
-  operation.input = read(input);
-  const size_t bytes = input.nbytes();
-  if (are_consecutive(outputs) &&
-      !overlap(operation.input, bytes, outputs[0].const_data_ptr(), bytes * group_.world)) {
-    operation.output = outputs[0].mutable_data_ptr();
-  } else {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    const at::Tensor rows = rows_for(input);
-    operation.output = rows.mutable_data_ptr();
-    for (int rank = 0; rank < group_.world; ++rank) {
-      copies_.emplace_back(outputs[rank], rows.select(0, rank).view(outputs[rank].sizes()));
-    }
-  }
-  for (const at::Tensor& output : outputs) hold_result(output);
-}
-
-void Call::reduce_scatter(const at::Tensor& output, const at::Tensor& input,
-                          const c10d::ReduceOp& op) {
-  check(input);
-  check_output(output);
-  check_blocks(input, output);
-  Operation& operation = add(Collective::kReduceScatter);
-  set_reduction(operation, output, op);
-  operation.input = read(input);
-  operation.output = write(output);
-  const auto* own = static_cast<const std::byte*>(operation.input) + group_.rank * output.nbytes();
-  if (operation.output != own &&
-      overlap(operation.output, output.nbytes(), operation.input, input.nbytes())) {
-    operation.input = copy_of(input).const_data_ptr();
-  }
-  hold_result(output);
-}
-
-void Call::reduce_scatter(const at::Tensor& output, const std::vector<at::Tensor>& inputs,
-                          const c10d::ReduceOp& op) {
-  check_output(output);
-  check_blocks(inputs, output);
-  for (const at::Tensor& input : inputs) check(input);
-  Operation& operation = add(Collective::kReduceScatter);
-  set_reduction(operation, output, op);
-  operation.output = write(output);
-  const size_t bytes = output.nbytes();
-  if (are_consecutive(inputs) &&
-      !overlap(operation.output, bytes, inputs[0].const_data_ptr(), bytes * group_.world)) {
-    operation.input = inputs[0].const_data_ptr();
-    for (const at::Tensor& input : inputs) hold(input);
-  } else {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    const at::Tensor rows = rows_for(output);
-    operation.input = rows.const_data_ptr();
-    for (int rank = 0; rank < group_.world; ++rank) {
-      rows.select(0, rank).view(inputs[rank].sizes()).copy_(inputs[rank]);
-    }
-  }
-  hold_result(output);
-}
-
 void Call::barrier() { add(Collective::kBarrier); }
 
+void Call::send(const at::Tensor& tensor, int peer, int tag) {
+  check(tensor);
+  set_message(tensor, true, peer, tag, const_cast<void*>(read(tensor)));
+}
+
+void Call::recv(const at::Tensor& tensor, int peer, int tag) {
+  check_output(tensor);
+  set_message(tensor, false, peer, tag, write(tensor));
+}
+
+void Call::set_message(const at::Tensor& tensor, bool is_send, int peer, int tag, void* data) {
+  check_on_cpu();
+  if (tag < 0) throw usage_error(what(), ": the tag ", tag, " is negative");
+  const bool any = peer == Communicator::kAnySource && !is_send;
+  if (!any && (peer < 0 || peer >= group_.world || peer == group_.rank)) {
+    throw usage_error(what(), ": rank ", peer, " is no other rank of a group of ", group_.world);
+  }
+  message_ = Message{is_send, peer, static_cast<uint32_t>(tag), data, tensor.nbytes()};
+  hold_result(tensor);
+}
+
+void Call::set_last(const at::Tensor& result, std::function<void()> last) {
+  last_ = std::move(last);
+  hold_result(result);
+}
+
 void Call::finish() {
-  if (copies_.empty()) return;
+  if (!has_copies()) return;
   at::AutoDispatchBelowADInplaceOrView guard;
-  for (auto& [to, from] : copies_) to.copy_(from);
+  for (auto& [to, from] : copies_) copy_elements(to, from);
+  if (last_) last_();
 }
 
 void Call::release() {
   copies_.clear();
   held_.clear();
+  last_ = nullptr;
 }
 
 void Call::record_on(const c10::Stream& stream) const {

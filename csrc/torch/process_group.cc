@@ -33,39 +33,6 @@ Registry& registry() {
   return *current;
 }
 
-void without_gil(const std::function<void()>& body) {
-  python_hooks().without_gil != nullptr ? python_hooks().without_gil(body) : body();
-}
-
-/// Runs `body`, with dpcomm's errors translated for Python.
-template <class Body>
-auto translating(Body&& body) {
-  try {
-    return body();
-  } catch (const Error& error) {
-    throw_translated(error);
-  }
-}
-
-const at::Tensor& single(const std::vector<at::Tensor>& tensors, const char* what) {
-  if (tensors.size() != 1) {
-    throw usage_error(what, " takes a list of one tensor, not of ", tensors.size());
-  }
-  return tensors[0];
-}
-
-template <class Lists>
-void require_pairs(const Lists& outputs, const std::vector<at::Tensor>& inputs, const char* what) {
-  if (outputs.size() != inputs.size()) {
-    throw usage_error(what, ": ", outputs.size(), " outputs for ", inputs.size(), " inputs");
-  }
-}
-
-[[noreturn]] void unsupported(const char* what) {
-  throw_translated(
-      usage_error("backend dpcomm does not support ", what, " yet; a group of backend gloo does"));
-}
-
 }  // namespace
 
 PythonHooks& python_hooks() {
@@ -81,15 +48,20 @@ void throw_translated(const Error& error) {
   std::rethrow_exception(translated(std::make_exception_ptr(error)));
 }
 
+void without_gil(const std::function<void()>& body) {
+  python_hooks().without_gil != nullptr ? python_hooks().without_gil(body) : body();
+}
+
 ProcessGroupDpcomm::ProcessGroupDpcomm(const c10::intrusive_ptr<c10d::Store>& store, int rank,
                                        int size, const std::string& group_name,
                                        CommunicatorOptions options)
-    : Backend(rank, size) {
+    : Backend(rank, size), group_name_(group_name), store_(store) {
   translating([&] {
     options.name = agree_on_name(*store, rank, size, group_name, options.timeout);
     StoreBootstrap bootstrap(store, store_prefix(options.name));
     communicator_ = Communicator::create(rank, size, bootstrap, options);
   });
+  timeout_ = options.timeout.count();
   const std::lock_guard<std::mutex> lock(registry().mutex);
   registry().groups.insert(this);
 }
@@ -106,6 +78,7 @@ ProcessGroupDpcomm::~ProcessGroupDpcomm() {
 }
 
 void ProcessGroupDpcomm::setTimeout(std::chrono::milliseconds timeout) {
+  timeout_ = timeout.count();
   communicator_->set_timeout(timeout);
 }
 
@@ -113,6 +86,8 @@ void ProcessGroupDpcomm::abort() { communicator_->abort(str("rank ", rank_, " ca
 
 void ProcessGroupDpcomm::shutdown() {
   without_gil([this] { communicator_->close(); });
+  const std::lock_guard<std::mutex> lock(store_mutex_);
+  store_.reset();
 }
 
 void ProcessGroupDpcomm::shutdown_all() {
@@ -124,38 +99,53 @@ void ProcessGroupDpcomm::shutdown_all() {
   for (const auto& communicator : open) communicator->close();
 }
 
-template <class Opts, class Build>
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::start(c10d::OpType type, const char* title,
-                                                          const Opts& opts, Build&& build) {
+ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::start_call(
+    c10d::OpType type, const char* title, bool async, std::chrono::milliseconds timeout,
+    c10::function_ref<void(Call&)> build) {
   try {
-    Call call({rank_, size_}, type, title, opts.asyncOp, opts.timeout);
+    Call call({rank_, size_}, type, title, async, timeout);
     build(call);
-    const uint64_t sequence = sequence_.fetch_add(1) + 1;
-    return with_profile(*this, call, sequence, communicator_->options().global_ranks,
-                        [&]() -> WorkPointer {
-                          if (!call.device().is_cpu())
-                            return start_on_device(std::move(call), sequence);
-                          if (call.async())
-                            return TorchWork::launch(*communicator_, std::move(call), sequence);
-                          run_here(call);
-                          return nullptr;
-                        });
+    const uint64_t sequence = (call.message() ? messages_ : sequence_).fetch_add(1) + 1;
+    WorkPointer work = with_profile(
+        *this, call, sequence, communicator_->options().global_ranks, [&]() -> WorkPointer {
+          if (!call.device().is_cpu()) return start_on_device(std::move(call), sequence);
+          if (call.async()) {
+            return TorchWork::launch(*communicator_, completions_, std::move(call), sequence);
+          }
+          run_here(call, sequence);
+          return nullptr;
+        });
+    if (work != nullptr && window_open_.load()) add_to_window(work);
+    return work;
   } catch (const Error& error) {
     throw_translated(error);
   }
 }
 
-void ProcessGroupDpcomm::run_here(Call& call) {
+void ProcessGroupDpcomm::run_here(Call& call, uint64_t sequence) {
   RECORD_FUNCTION(call.title(), std::vector<c10::IValue>());
-  for (Operation& operation : call.operations()) {
-    if (python_hooks().interrupted != nullptr) operation.interrupted = python_hooks().interrupted;
-    communicator_->run(operation);
+  const Completions::Began began = completions_->begin();
+  try {
+    for (Operation& operation : call.operations()) {
+      operation.interrupted = python_hooks().interrupted;
+      communicator_->run(operation);
+    }
+    call.finish();
+  } catch (...) {
+    completions_->drop();
+    throw;
   }
-  call.finish();
+  const auto active = completions_->measure(began, /*in_order=*/true);
+  completions_->end(call.type(), sequence, began, active, /*failed=*/false);
 }
 
 ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::start_on_device(Call&& call,
                                                                     uint64_t sequence) {
+  if (completions_->has_hook()) {
+    throw usage_error(call.title(),
+                      ": the group has a completion hook, and dpcomm calls those for ",
+                      "tensors on the CPU only");
+  }
   const c10::Stream stream = device_stream(call.device());
   RECORD_FUNCTION(call.title(), std::vector<c10::IValue>());
   if (call.async()) return DeviceWork::launch(communicator_, stream, std::move(call), sequence);
@@ -191,141 +181,6 @@ void ProcessGroupDpcomm::synchronize_device() {
   const c10::impl::VirtualGuardImpl guard(stream->device_type());
   guard.synchronizeStream(guard.getStream(stream->device()));
   guard.synchronizeStream(*stream);
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::allreduce(Tensors& tensors,
-                                                              const c10d::AllreduceOptions& opts) {
-  return start(c10d::OpType::ALLREDUCE, "dpcomm:all_reduce", opts,
-               [&](Call& call) { call.all_reduce(single(tensors, "all_reduce"), opts.reduceOp); });
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::allreduce_coalesced(
-    Tensors& tensors, const c10d::AllreduceCoalescedOptions& opts) {
-  return start(c10d::OpType::ALLREDUCE_COALESCED, "dpcomm:all_reduce_coalesced", opts,
-               [&](Call& call) {
-                 for (const at::Tensor& tensor : tensors) call.all_reduce(tensor, opts.reduceOp);
-               });
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::reduce(Tensors& tensors,
-                                                           const c10d::ReduceOptions& opts) {
-  return start(c10d::OpType::REDUCE, "dpcomm:reduce", opts, [&](Call& call) {
-    call.reduce(single(tensors, "reduce"), opts.reduceOp, opts.rootRank);
-  });
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::broadcast(Tensors& tensors,
-                                                              const c10d::BroadcastOptions& opts) {
-  return start(c10d::OpType::BROADCAST, "dpcomm:broadcast", opts,
-               [&](Call& call) { call.broadcast(single(tensors, "broadcast"), opts.rootRank); });
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::allgather(std::vector<Tensors>& outputs,
-                                                              Tensors& inputs,
-                                                              const c10d::AllgatherOptions& opts) {
-  return start(c10d::OpType::ALLGATHER, "dpcomm:all_gather", opts, [&](Call& call) {
-    require_pairs(outputs, inputs, "all_gather");
-    call.all_gather(outputs[0], single(inputs, "all_gather"));
-  });
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::allgather_coalesced(
-    std::vector<Tensors>& outputs, Tensors& inputs, const c10d::AllgatherOptions& opts) {
-  return start(c10d::OpType::ALLGATHER_COALESCED, "dpcomm:all_gather_coalesced", opts,
-               [&](Call& call) {
-                 require_pairs(outputs, inputs, "all_gather_coalesced");
-                 for (size_t i = 0; i < inputs.size(); ++i) call.all_gather(outputs[i], inputs[i]);
-               });
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::_allgather_base(
-    at::Tensor& output, at::Tensor& input, const c10d::AllgatherOptions& opts) {
-  return start(c10d::OpType::_ALLGATHER_BASE, "dpcomm:all_gather_into_tensor", opts,
-               [&](Call& call) { call.all_gather(output, input); });
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::allgather_into_tensor_coalesced(
-    Tensors& outputs, Tensors& inputs, const c10d::AllgatherOptions& opts) {
-  return start(c10d::OpType::COALESCED, "dpcomm:all_gather_into_tensor_coalesced", opts,
-               [&](Call& call) {
-                 require_pairs(outputs, inputs, "all_gather_into_tensor_coalesced");
-                 for (size_t i = 0; i < inputs.size(); ++i) call.all_gather(outputs[i], inputs[i]);
-               });
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::reduce_scatter(
-    Tensors& outputs, std::vector<Tensors>& inputs, const c10d::ReduceScatterOptions& opts) {
-  return start(c10d::OpType::REDUCE_SCATTER, "dpcomm:reduce_scatter", opts, [&](Call& call) {
-    require_pairs(inputs, outputs, "reduce_scatter");
-    call.reduce_scatter(single(outputs, "reduce_scatter"), inputs[0], opts.reduceOp);
-  });
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::_reduce_scatter_base(
-    at::Tensor& output, at::Tensor& input, const c10d::ReduceScatterOptions& opts) {
-  return start(c10d::OpType::_REDUCE_SCATTER_BASE, "dpcomm:reduce_scatter_tensor", opts,
-               [&](Call& call) { call.reduce_scatter(output, input, opts.reduceOp); });
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::reduce_scatter_tensor_coalesced(
-    Tensors& outputs, Tensors& inputs, const c10d::ReduceScatterOptions& opts) {
-  return start(c10d::OpType::REDUCE_SCATTER_TENSOR_COALESCED,
-               "dpcomm:reduce_scatter_tensor_coalesced", opts, [&](Call& call) {
-                 require_pairs(outputs, inputs, "reduce_scatter_tensor_coalesced");
-                 for (size_t i = 0; i < inputs.size(); ++i) {
-                   call.reduce_scatter(outputs[i], inputs[i], opts.reduceOp);
-                 }
-               });
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::barrier(const c10d::BarrierOptions& opts) {
-  return start(c10d::OpType::BARRIER, "dpcomm:barrier", opts, [this](Call& call) {
-    synchronize_device();
-    call.barrier();
-  });
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::allreduce_sparse(
-    Tensors&, const c10d::AllreduceOptions&) {
-  unsupported("all_reduce of sparse tensors");
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::gather(std::vector<Tensors>&, Tensors&,
-                                                           const c10d::GatherOptions&) {
-  unsupported("gather");
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::scatter(Tensors&, std::vector<Tensors>&,
-                                                            const c10d::ScatterOptions&) {
-  unsupported("scatter");
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::alltoall(Tensors&, Tensors&,
-                                                             const c10d::AllToAllOptions&) {
-  unsupported("all_to_all");
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::alltoall_base(at::Tensor&, at::Tensor&,
-                                                                  std::vector<int64_t>&,
-                                                                  std::vector<int64_t>&,
-                                                                  const c10d::AllToAllOptions&) {
-  unsupported("all_to_all_single");
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::send(Tensors&, int, int) {
-  unsupported("send");
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::recv(Tensors&, int, int) {
-  unsupported("recv");
-}
-
-ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::recvAnysource(Tensors&, int) {
-  unsupported("recv from any source");
-}
-
-void ProcessGroupDpcomm::monitoredBarrier(const c10d::BarrierOptions&, bool) {
-  unsupported("monitored_barrier");
 }
 
 }  // namespace dpcomm

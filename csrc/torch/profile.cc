@@ -28,6 +28,10 @@ Elements elements_of(const Call& call, int rank, int world) {
     all.in += static_cast<int64_t>(entry.input_elems) * unit / each;
     all.out += static_cast<int64_t>(entry.output_elems) * unit / each;
   }
+  if (call.message()) {
+    const auto elements = static_cast<int64_t>(call.message()->bytes) / each;
+    (call.message()->is_send ? all.in : all.out) += elements;
+  }
   return all;
 }
 

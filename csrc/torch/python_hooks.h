@@ -29,4 +29,17 @@ std::exception_ptr translated(std::exception_ptr error);
 /// Throws `error` as Python shall see it.
 [[noreturn]] void throw_translated(const Error& error);
 
+/// Runs `body` and throws the core's errors as Python shall see them.
+template <class Body>
+auto translating(Body&& body) {
+  try {
+    return body();
+  } catch (const Error& error) {
+    throw_translated(error);
+  }
+}
+
+/// Runs `body` without the GIL, if this thread holds it.
+void without_gil(const std::function<void()>& body);
+
 }  // namespace dpcomm

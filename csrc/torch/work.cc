@@ -2,41 +2,59 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <atomic>
+
 #include "base/clock.h"
 #include "base/log.h"
 #include "torch/python_hooks.h"
 
 namespace dpcomm {
 
-c10::intrusive_ptr<TorchWork> TorchWork::launch(Communicator& communicator, Call&& call,
-                                                uint64_t sequence) {
-  auto work = c10::make_intrusive<TorchWork>(communicator.rank(), std::move(call), sequence);
+c10::intrusive_ptr<TorchWork> TorchWork::launch(Communicator& communicator,
+                                                std::shared_ptr<Completions> completions,
+                                                Call&& call, uint64_t sequence) {
+  auto work = c10::make_intrusive<TorchWork>(communicator.rank(), std::move(completions),
+                                             std::move(call), sequence);
+  work->began_ = work->completions_->begin();
   std::exception_ptr refused;
-  for (const Operation& operation : work->call_.operations()) {
-    try {
-      work->parts_.push_back(communicator.submit(operation));
-    } catch (...) {
-      refused = std::current_exception();
-      break;
-    }
+  try {
+    work->submit(communicator);
+  } catch (...) {
+    refused = std::current_exception();
   }
   // Operations complete in order, so the last one given tells of all. If one was refused, those
   // before it still hold the tensors until they are through.
-  if (work->parts_.empty()) {
-    if (refused) std::rethrow_exception(refused);
+  if (!work->parts_.empty()) {
+    work->parts_.back()->then([work] { work->complete(); });
+  } else if (refused) {
+    work->completions_->drop();
+  } else {
     work->complete();
-    return work;
   }
-  work->parts_.back()->then([work] { work->complete(); });
   if (refused) std::rethrow_exception(refused);
   return work;
 }
 
-TorchWork::TorchWork(int rank, Call&& call, uint64_t sequence)
+void TorchWork::submit(Communicator& communicator) {
+  for (const Operation& operation : call_.operations()) {
+    parts_.push_back(communicator.submit(operation));
+  }
+  if (!call_.message()) return;
+  const Call::Message& message = *call_.message();
+  parts_.push_back(message.is_send ? communicator.send(message.peer, message.tag, message.data,
+                                                       message.bytes, call_.timeout())
+                                   : communicator.recv(message.peer, message.tag, message.data,
+                                                       message.bytes, call_.timeout()));
+}
+
+TorchWork::TorchWork(int rank, std::shared_ptr<Completions> completions, Call&& call,
+                     uint64_t sequence)
     : c10d::Work(rank, call.type(), call.title(), call.results()),
       call_(std::move(call)),
-      sequence_(sequence) {
-  parts_.reserve(call_.operations().size());
+      sequence_(sequence),
+      completions_(std::move(completions)) {
+  parts_.reserve(call_.operations().size() + 1);
 }
 
 bool TorchWork::wait(std::chrono::milliseconds timeout) {
@@ -90,8 +108,23 @@ void TorchWork::complete() {
     }
   }
   call_.release();
+  const bool in_order = !call_.message();
+  duration_ = completions_->measure(began_, in_order);
   finish(translated(error));
   complete_future();
+  completions_->end(opType_, sequence_, began_, duration_, /*failed=*/error != nullptr);
+}
+
+int TorchWork::sourceRank() const {
+  const auto& message = call_.message();
+  if (!message || message->is_send || parts_.empty()) return -1;
+  return message->peer == Communicator::kAnySource ? parts_[0]->source() : message->peer;
+}
+
+float TorchWork::getDuration() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!completed_) throw_translated(usage_error("the duration of a call that is not complete"));
+  return std::chrono::duration<float, std::milli>(duration_).count();
 }
 
 c10::intrusive_ptr<c10::ivalue::Future> TorchWork::getFuture() {
@@ -123,6 +156,132 @@ void TorchWork::complete_future() {
   } catch (const std::exception& error) {  // of a callback; nobody is there to catch it
     log_line(LogLevel::kWarn, str("a callback of ", call_.title(), " threw: ", error.what()));
   }
+}
+
+bool CoalescedWork::isCompleted() {
+  return std::all_of(works_.begin(), works_.end(),
+                     [](const auto& work) { return work->isCompleted(); });
+}
+
+std::exception_ptr CoalescedWork::exception() const {
+  for (const auto& work : works_) {
+    if (const std::exception_ptr error = work->exception()) return error;
+  }
+  return nullptr;
+}
+
+bool CoalescedWork::wait(std::chrono::milliseconds timeout) {
+  const bool limited = timeout > kNoTimeout;
+  const auto deadline = Clock::now() + timeout;
+  for (const auto& work : works_) {
+    const auto left =
+        std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+    work->wait(limited ? std::max(left, std::chrono::milliseconds(1)) : kNoTimeout);
+  }
+  return true;
+}
+
+void CoalescedWork::synchronize() {
+  for (const auto& work : works_) work->synchronize();
+}
+
+std::vector<at::Tensor> CoalescedWork::result() {
+  std::vector<at::Tensor> all;
+  for (const auto& work : works_) {
+    const std::vector<at::Tensor> part = work->result();
+    all.insert(all.end(), part.begin(), part.end());
+  }
+  return all;
+}
+
+c10::intrusive_ptr<c10::ivalue::Future> CoalescedWork::getFuture() {
+  std::vector<c10::Device> devices;
+  for (const auto& work : works_) {
+    for (const c10::Device& device : work->getFuture()->devices()) {
+      if (std::find(devices.begin(), devices.end(), device) == devices.end()) {
+        devices.push_back(device);
+      }
+    }
+  }
+  auto all = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()),
+                                                      devices);
+  if (works_.empty()) {
+    all->markCompleted(c10::IValue(std::vector<at::Tensor>()));
+    return all;
+  }
+  auto left = std::make_shared<std::atomic<size_t>>(works_.size());
+  for (const auto& work : works_) {
+    work->getFuture()->addCallback([all, left, works = works_](c10::ivalue::Future& part) {
+      if (part.hasError()) all->setErrorIfNeeded(part.exception_ptr());
+      if (left->fetch_sub(1) != 1 || all->completed()) return;
+      std::vector<at::Tensor> tensors;
+      for (const auto& each : works) {
+        for (const at::Tensor& tensor : each->result()) tensors.push_back(tensor);
+      }
+      all->markCompleted(c10::IValue(std::move(tensors)));
+    });
+  }
+  return all;
+}
+
+Completions::Began Completions::begin() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  ++on_their_way_;
+  return Clock::now();
+}
+
+std::chrono::duration<float> Completions::measure(Began began, bool in_order) {
+  const auto now = Clock::now();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (in_order) {
+    began = std::max(began, last_end_);
+    last_end_ = now;
+  }
+  return now - began;
+}
+
+void Completions::end(c10d::OpType type, uint64_t sequence, Began began,
+                      std::chrono::duration<float> active, bool failed) {
+  std::shared_ptr<const Hook> hook;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    hook = hook_;
+  }
+  if (hook != nullptr && !failed) {
+    try {
+      (*hook)(std::make_shared<c10d::WorkInfo>(type, sequence, began, Clock::now(), active));
+    } catch (const std::exception& error) {  // nobody is there to catch it
+      log_line(LogLevel::kWarn, str("a completion hook threw: ", error.what()));
+    }
+  }
+  drop();
+}
+
+void Completions::drop() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (--on_their_way_ == 0) changed_.notify_all();
+}
+
+void Completions::set_hook(std::shared_ptr<const Hook> hook) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (hook_ != nullptr) throw usage_error("the group has a completion hook already");
+  hook_ = std::move(hook);
+}
+
+bool Completions::has_hook() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return hook_ != nullptr;
+}
+
+bool Completions::wait(bool (*interrupted)()) {
+  constexpr std::chrono::milliseconds kLook(50);  // for signals
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (!changed_.wait_for(lock, kLook, [this] { return on_their_way_ == 0; })) {
+    lock.unlock();
+    if (interrupted != nullptr && interrupted()) return false;
+    lock.lock();
+  }
+  return true;
 }
 
 }  // namespace dpcomm

@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.distributed as dist
 from harness import launch
+from tensors import MOVABLE, REDUCIBLE, SHAPES, bits, layouts, poisoned, same
 
 import dpcomm
 
-POISON = 0x5A
-REDUCIBLE = [
-    torch.float32,
-    torch.float64,
-    torch.float16,
-    torch.bfloat16,
-    torch.int8,
-    torch.uint8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.bool,
-]
-MOVABLE = [
-    *REDUCIBLE,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-    torch.complex64,
-    torch.complex128,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-]
 OPS = ["SUM", "AVG", "PRODUCT", "MIN", "MAX", "BAND", "BOR", "BXOR", "PREMUL_SUM"]
-SHAPES = [(), (0,), (1,), (3, 5), (1000,), (7, 1, 33)]
 GLOO_OPS = ["SUM", "PRODUCT", "MIN", "MAX", "BAND", "BOR", "BXOR"]
 
 
@@ -83,44 +60,6 @@ def expected(inputs: list[torch.Tensor], op: str) -> torch.Tensor:
     elif op == "AVG":
         total = torch.div(total, len(inputs), rounding_mode="trunc")
     return total.to(dtype)
-
-
-def layouts(x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors with the values of `x`: plain, strided, transposed, at an odd address."""
-    yield "plain", x.clone()
-    if x.dim() == 0 or x.numel() == 0:
-        return
-    strided = torch.zeros((*x.shape, 2), dtype=x.dtype)[..., 1]
-    yield "strided", copied(strided, x)
-    if x.dim() > 1:
-        yield "transposed", x.transpose(0, -1).contiguous().transpose(0, -1)
-    offset = torch.zeros(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape)
-    yield "offset", copied(offset, x)
-
-
-def copied(to: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    to.copy_(source)
-    return to
-
-
-def bits(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty(x.numel(), dtype=x.dtype).copy_(x.reshape(-1)).view(torch.uint8)
-
-
-def same(got: torch.Tensor, wanted: torch.Tensor) -> bool:
-    return (
-        got.dtype == wanted.dtype
-        and got.shape == wanted.shape
-        and torch.equal(bits(got), bits(wanted))
-    )
-
-
-def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    x = torch.zeros(shape, dtype=dtype)
-    bits_of = x.view(-1).view(torch.uint8) if x.numel() else x
-    if x.numel():
-        bits_of.fill_(1 if dtype == torch.bool else POISON)
-    return x
 
 
 def call(function: Callable[..., object], *args: object, asynchronous: bool, **kw: object) -> None:
@@ -315,21 +254,20 @@ def special_tensors(rank: int, world: int) -> None:
     whole = torch.ones(6 * world)
     refused = {
         "several elements of an output": lambda: dist.all_reduce(torch.ones(1).expand(4)),
-        "dense": lambda: dist.all_reduce(torch.eye(3).to_sparse()),
+        "dense": lambda: dist.group.WORLD._get_backend(torch.device("cpu")).broadcast(
+            [torch.eye(3).to_sparse()], dist.BroadcastOptions()
+        ),
         "on meta": lambda: dist.group.WORLD._get_backend(torch.device("cpu")).allreduce(
             [torch.ones(3, device="meta")], dist.AllreduceOptions()
         ),
         "no reduction by sum of UInt16": lambda: dist.all_reduce(ones.to(torch.uint16)),
         "times": lambda: dist.all_gather_into_tensor(torch.ones(6 * world + 1), ones),
         "input and output are": lambda: dist.all_gather_into_tensor(whole.int(), ones),
-        "all tensors of the list": lambda: dist.group.WORLD.allgather(
+        "its place in the list": lambda: dist.group.WORLD.allgather(
             [[torch.ones(5)] * world], [ones]
         ),
         "a list of": lambda: dist.group.WORLD.allgather([[ones] * (world + 1)], [ones]),
         "is no rank": lambda: dist.group.WORLD.broadcast(ones, world),
-        "does not support gather": lambda: dist.gather(ones, [ones] * world if rank == 0 else None),
-        "does not support send": lambda: dist.send(ones, (rank + 1) % world),
-        "does not support all_to_all": lambda: dist.all_to_all_single(whole.clone(), whole),
     }
     for text, function in refused.items():
         with pytest.raises(dpcomm.UsageError, match=text):
