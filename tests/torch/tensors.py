@@ -51,7 +51,10 @@ def copied(to: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
 
 
 def bits(x: torch.Tensor) -> torch.Tensor:
-    return x.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    flat = x.resolve_conj().resolve_neg().reshape(-1)
+    if flat.numel() < 2 or flat.stride(0) != 1:
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)
 
 
 def same(got: torch.Tensor, wanted: torch.Tensor) -> bool:
