@@ -52,9 +52,19 @@ def copied(to: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
 
 def bits(x: torch.Tensor) -> torch.Tensor:
     flat = x.resolve_conj().resolve_neg().reshape(-1)
-    if flat.numel() < 2 or flat.stride(0) != 1:
+    if flat.numel() == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    if flat.stride(0) != 1:
         flat = flat.clone(memory_format=torch.contiguous_format)
     return flat.view(torch.uint8)
+
+
+def joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """As torch.cat, of any dtype."""
+    shape = (sum(x.shape[0] for x in tensors), *tensors[0].shape[1:])
+    raw = torch.cat([bits(x) for x in tensors])
+    empty = torch.empty(shape, dtype=tensors[0].dtype)
+    return raw.view(empty.dtype).view(shape) if len(raw) else empty
 
 
 def same(got: torch.Tensor, wanted: torch.Tensor) -> bool:
@@ -66,7 +76,7 @@ def same(got: torch.Tensor, wanted: torch.Tensor) -> bool:
 
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    x = torch.zeros(shape, dtype=dtype)
+    x = torch.empty(shape, dtype=dtype)
     bits_of = x.view(-1).view(torch.uint8) if x.numel() else x
     if x.numel():
         bits_of.fill_(1 if dtype == torch.bool else POISON)

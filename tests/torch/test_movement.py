@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from harness import launch
-from tensors import MOVABLE, REDUCIBLE, layouts, outputs_like, random_bytes, same
+from tensors import MOVABLE, REDUCIBLE, joined, layouts, outputs_like, random_bytes, same
 
 import dpcomm
 
@@ -43,7 +43,7 @@ class Values:
 
 
 def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
-    return dict(layouts(x)).get(layout, x)
+    return x if layout == "plain" else dict(layouts(x)).get(layout, x)
 
 
 def even_cases(rank: int, world: int, value: Values, layout: str) -> Iterator[Case]:
@@ -84,12 +84,12 @@ def even_cases(rank: int, world: int, value: Values, layout: str) -> Iterator[Ca
     )
     if not shape:
         return
-    whole = laid_out(torch.cat([value(rank, r) for r in range(world)]), layout)
+    whole = laid_out(joined([value(rank, r) for r in range(world)]), layout)
     one = outputs_like((world * shape[0], *shape[1:]), dtype, layout)
     yield (
         "all_to_all_single",
         [one],
-        [torch.cat([value(r, rank) for r in range(world)])],
+        [joined([value(r, rank) for r in range(world)])],
         lambda group, wait: dist.all_to_all_single(one, whole, group=group, async_op=wait),
     )
 
@@ -109,11 +109,11 @@ def uneven_cases(rank: int, world: int, value: Values, layout: str) -> Iterator[
     got = [rows_between(r, rank, world) for r in range(world)]
     wanted = [block(r, rank) for r in range(world)]
     one = outputs_like((sum(got), *inner), dtype, layout)
-    whole = laid_out(torch.cat([block(rank, r) for r in range(world)]), layout)
+    whole = laid_out(joined([block(rank, r) for r in range(world)]), layout)
     yield (
         "all_to_all_single",
         [one],
-        [torch.cat(wanted)],
+        [joined(wanted)],
         lambda group, wait: dist.all_to_all_single(
             one, whole, got, sent, group=group, async_op=wait
         ),
@@ -140,7 +140,7 @@ def uneven_cases(rank: int, world: int, value: Values, layout: str) -> Iterator[
     yield (
         "all_gather",
         [flat],
-        [torch.cat([value(r, 0, shapes[r]) for r in range(world)])],
+        [joined([value(r, 0, shapes[r]) for r in range(world)])],
         lambda group, wait: dist.all_gather(
             list(flat.split([s[0] for s in shapes])), own, group=group, async_op=wait
         ),
