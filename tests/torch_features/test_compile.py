@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,7 +127,7 @@ def tensor_parallel() -> list[torch.Tensor]:
     return like_eager(train(compiled(model())), train(model()))
 
 
-CHECKS = [functional, calls_of_distributed, ddp, fsdp2]
+CHECKS = [functional, all_to_all, calls_of_distributed, ddp, fsdp2, tensor_parallel]
 
 
 def scenario(rank: int, world: int) -> dict[str, str]:
@@ -146,7 +147,8 @@ def test_compile(check: str, traced: list[dict[str, str]]) -> None:
 
 @pytest.mark.campaign
 @pytest.mark.timeout(600)
-def test_compile_with_inductor() -> None:
-    outcomes = launch(scenario, 2, env={COMPILER: "inductor"}, deadline_s=500).results
+def test_compile_with_inductor(tmp_path: Path) -> None:
+    env = {COMPILER: "inductor", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    outcomes = launch(scenario, 2, env=env, deadline_s=500).results
     for check in CHECKS:
         report(outcomes, check.__name__)

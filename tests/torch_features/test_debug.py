@@ -6,9 +6,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import calls
+import pipelines
 import pytest
 import torch
 import torch.distributed as dist
+import training
 from both import Refused, is_gloo, report, run
 from digits import digits
 from harness import launch
@@ -68,7 +71,18 @@ def collectives() -> list[torch.Tensor]:
     work = dist.all_reduce(x, async_op=True)
     work.wait()
     dist.barrier()
-    return [*results, *parts, whole, part, x]
+    pieces = [torch.empty(3) for _ in range(world)] if rank == 1 else None
+    dist.gather(x[:3], pieces, dst=1)
+    piece = torch.empty(3)
+    dist.scatter(piece, list(torch.arange(3.0 * world).chunk(world)) if rank == 0 else None, src=0)
+    moved = torch.empty(2 * world)
+    dist.all_to_all_single(moved, torch.arange(2.0 * world) + rank)
+    message = torch.full((4,), float(rank))
+    if rank == 0:
+        dist.send(message, 1, tag=3)
+    elif rank == 1:
+        dist.recv(message, 0, tag=3)
+    return [*results, *parts, whole, part, x, *(pieces or []), piece, moved, message]
 
 
 def complaint(call: Callable[[], object]) -> str:
@@ -97,8 +111,15 @@ def mismatches() -> list[str]:
     return said
 
 
-# The mismatches come first: their texts have sequence numbers.
-CHECKS = [mismatches, collectives, ddp]
+CHECKS = [
+    mismatches,  # first: the texts have sequence numbers
+    collectives,
+    ddp,
+    training.fsdp2_plain_sgd,
+    pipelines.gpipe,
+    pipelines.interleaved,
+    calls.objects_sent,
+]
 
 
 def scenario(rank: int, world: int) -> dict[str, str]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
-from both import report, run, tolerance
+from both import tolerance
 from digits import digits
-from harness import launch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -272,21 +270,10 @@ CHECKS = [
     fsdp2_four_ranks,
     hsdp,
     hsdp_mixed_precision,
+    tensor_parallel_alone,
+    sequence_parallel,
+    data_and_tensor_parallel,
     dtensor_redistribution,
     dtensor_redistribution_two_dimensions,
     dtensor_operations,
 ]
-
-
-def scenario(rank: int, world: int) -> dict[str, str]:
-    return run(CHECKS)
-
-
-@pytest.fixture(scope="module")
-def outcomes() -> list[dict[str, str]]:
-    return launch(scenario, 4).results
-
-
-@pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
-def test_meshes(check: str, outcomes: list[dict[str, str]]) -> None:
-    report(outcomes, check)

@@ -1,16 +1,14 @@
-"""FSDP2, ZeRO, Join and local SGD on two ranks: what gloo gives, to the bit, and one process."""
+"""FSDP2, ZeRO, Join and local SGD on two ranks; two, so that sums are those of gloo to the bit."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
-from both import Refused, is_gloo, report, run
+from both import Refused, is_gloo
 from digits import digits
-from harness import launch
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import (
     ddp_zero_hook,
@@ -293,6 +291,7 @@ CHECKS = [
     fsdp2_keeps_parameters,
     fsdp2_mixed_precision,
     fsdp2_accumulates,
+    fsdp2_state_dict,
     zero_redundancy,
     zero_redundancy_bucket_view,
     zero_overlapped_with_ddp,
@@ -303,17 +302,3 @@ CHECKS = [
     post_local_sgd,
     model_averaging,
 ]
-
-
-def scenario(rank: int, world: int) -> dict[str, str]:
-    return run(CHECKS)
-
-
-@pytest.fixture(scope="module")
-def outcomes() -> list[dict[str, str]]:
-    return launch(scenario, 2).results
-
-
-@pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
-def test_training(check: str, outcomes: list[dict[str, str]]) -> None:
-    report(outcomes, check)
