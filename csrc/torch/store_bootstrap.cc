@@ -125,7 +125,7 @@ class Agreement {
         deadline_(Clock::now() + timeout),
         seen_(world) {}
 
-  std::string lead();
+  std::string lead(int64_t attempt);
   std::string follow(int64_t& attempt);
   /// The error, or, where it comes from rank 0 and its store being gone, the one that says so.
   Error explained(const Error& error) const;
@@ -181,14 +181,15 @@ Error Agreement::absent() {
   return absent_ranks(group_, ranks, timeout_);
 }
 
-/// Answers the newest attempt of every other rank (but 0) that waits for one.
+/// Answers the newest attempt of every other rank that waits for one. Rank 0, which decides, only
+/// looks at it when its time is up, and so counts as waiting on.
 void Agreement::answer_all(const std::string& answer) {
-  for (int rank = 1; rank < world_; ++rank) {
+  for (int rank = 0; rank < world_; ++rank) {
     if (rank == rank_) continue;
     Attempts other(store_, rank);
     const int64_t attempt = other.pending();
     if (attempt == 0) continue;
-    other.mark_answered(attempt);
+    if (rank != 0) other.mark_answered(attempt);
     store_.set(other.answer_key(attempt), answer);
   }
 }
@@ -198,14 +199,20 @@ void Agreement::refuse(const Error& error) {
   throw error;
 }
 
-std::string Agreement::lead() {
+/// A follower whose time is up before rank 0's says why, so that there is one text.
+std::string Agreement::lead(int64_t attempt) {
+  const std::string told = Attempts(store_, rank_).answer_key(attempt);
   try {
     for (int missing = 0; missing != world_;) {
       for (int rank = missing = 1; rank < world_; ++rank) {  // all: one may have died meanwhile
         if (alive(rank) != 0 && missing == rank) ++missing;
       }
       if (missing == world_) break;
-      if (left(deadline_) == milliseconds(0)) throw absent();
+      if (left(deadline_) == milliseconds(0)) {
+        const auto error =
+            store_.check({told}) ? parse_error(store_.get_to_str(told)) : std::nullopt;
+        throw error ? *error : absent();
+      }
       Attempts(store_, missing).wait(std::min(left(deadline_), kLook));
     }
   } catch (const Error& error) {
@@ -290,7 +297,7 @@ std::string agree_on_name(c10d::Store& store, int rank, int world, const std::st
   int64_t attempt = 0;
   try {
     attempt = own.make();
-    const std::string name = rank == 0 ? agreement.lead() : agreement.follow(attempt);
+    const std::string name = rank == 0 ? agreement.lead(attempt) : agreement.follow(attempt);
     if (rank == 0) own.mark_answered(attempt);
     return name;
   } catch (const Error& error) {

@@ -117,6 +117,18 @@ def test_a_short_stop_in_training(torch_stage: Stage) -> None:
         expect_error([group[1].end()], "PeerError", f"{group[0].name} died", since=since)
 
 
+@pytest.mark.parametrize("late", [0, 1])
+def test_one_text_where_starts_are_far_apart(torch_stage: Stage, late: int) -> None:
+    """Rank 2 never comes, and another one comes late: the first one's time is up first."""
+    limit = 1.5
+    with torch_stage.group(3) as group:
+        init = group.init()
+        for number in (0, 1):
+            source = f"import time; time.sleep({1.0 if number == late else 0.0})\n{START}"
+            group[number].begin("run", source, rank=number, world=3, init=init, limit=limit)
+        expect_error(group.end(group.others(2)), "TimeoutError", "rank 2 did not come")
+
+
 def test_single_collectives(torch_stage: Stage) -> None:
     calls = {
         "synchronous": CALL,
