@@ -16,6 +16,9 @@ class _Options(TypedDict):
 class GroupOptions:
     """A dpcomm.Options where torch wants a Backend.Options, of which this is one."""
 
+    def __copy__(self) -> GroupOptions: ...
+    def __deepcopy__(self, memo: dict[int, Any], /) -> GroupOptions: ...
+
 class ProcessGroupDpcomm:
     """A torch Backend: what create() and ``pg._get_backend(...)`` give, with a little more."""
 

@@ -15,7 +15,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from cases import PATIENCE, PHASES, Case, Table
+from fault_cases import PATIENCE, PHASES, Case, Table
 from ranks import Stage, named_segments
 from surfaces import Direct, Surface, Torch
 
