@@ -90,8 +90,8 @@ PLANTS = [
     ),
     Plant(
         "credit_at_the_peek",
-        "message = Message{payload(slot), slot.bytes, slot.tag};",
-        "message = Message{payload(slot), slot.bytes, slot.tag};\n"
+        "message = Message{payload(slot), bytes_in(slot), slot.tag};",
+        "message = Message{payload(slot), bytes_in(slot), slot.tag};\n"
         "    credits().released.store(received_ + 1, std::memory_order_seq_cst);",
         "thread",
         "arrive",
@@ -238,7 +238,7 @@ def compiled(finder: str, file: str, text: str, folder: Path) -> Path:
     planted = folder / "include" / file
     planted.parent.mkdir(parents=True)
     planted.write_text(over_the_model(text) if finder == "model" else text)
-    sources = [HERE / "check.cc"]
+    sources = [HERE / "check.cc", ROOT / "csrc" / "base" / "text.cc"]
     if finder == "model":
         sources.append(HERE / "model" / "slot_ring_model.cc")
     elif file == PROGRESS:
