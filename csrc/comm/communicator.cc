@@ -13,6 +13,7 @@
 #include "base/fork.h"
 #include "base/log.h"
 #include "base/names.h"
+#include "comm/choice_cache.h"
 #include "comm/device_side.h"
 #include "comm/logbook.h"
 #include "comm/message_side.h"
@@ -73,16 +74,18 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
 
   /// `device`: of its staging, for an operation on it; null for one on the CPU.
   Choice check(const Operation& operation, const StagingGeometry* device = nullptr) const;
-  void execute(const Operation& operation, const Choice& choice, bool patient, uint64_t flight);
+  void execute(const Operation& operation, const Choice& choice, bool patient, uint64_t flight,
+               Clock::time_point now);
   void run_alone(const Operation& operation) const;
   void progress();
   void start_thread();
   void hand_over();
   std::optional<Failure> perform(const Operation& operation, const Choice& choice, bool patient,
-                                 uint64_t flight);
+                                 uint64_t flight, Clock::time_point now);
   /// Notes that the operation has got its place in the order; with `mutex` held.
-  uint64_t note(const Operation& operation, const Choice& choice, bool async) {
-    return log->given(operation, choice, limit(operation.timeout), async);
+  uint64_t note(const Operation& operation, const Choice& choice, Clock::time_point now,
+                Given how) {
+    return log->given(operation, choice, limit(operation.timeout), to_ns(now), how);
   }
 
   const std::shared_ptr<Transport> transport;
@@ -99,13 +102,14 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
   std::deque<Item> queue;
   bool busy = false;  // an operation runs, in whatever thread
   bool closed = false;
+  ChoiceCache choices;
   std::thread thread;  // runs what submit() was given; started by the first one
   /// The communicator whose thread this is, while it runs the callbacks of a work.
   static thread_local Impl* completing;
 
   // Of the thread that runs an operation.
   OpRecord last;
-  std::atomic<uint64_t> operations{0}, bytes{0}, wire_bytes{0}, wait_ns{0};
+  uint64_t wire_bytes = 0, wait_ns = 0;  // of all operations so far
 
   std::mutex opening;                  // held while a device is opened
   std::shared_ptr<DeviceSide> device;  // guarded by `mutex`; null until a device is opened
@@ -140,9 +144,9 @@ void Communicator::Impl::run_alone(const Operation& operation) const {
   }
 }
 
-/// `patient` where it runs beside the caller's own work.
+/// `patient` where it runs beside the caller's own work; else it has begun when it was given.
 void Communicator::Impl::execute(const Operation& operation, const Choice& choice, bool patient,
-                                 uint64_t flight) {
+                                 uint64_t flight, Clock::time_point now) {
   if (const auto failure = transport->failure()) throw Error(failure->kind, failure->message);
   if (closing.load()) throw peer_error("the communicator is closed");
   OpRecord& record = last;
@@ -156,10 +160,9 @@ void Communicator::Impl::execute(const Operation& operation, const Choice& choic
   record.op = static_cast<uint8_t>(operation.op);
   record.wire = static_cast<uint8_t>(choice.wire);
   record.algorithm = static_cast<uint8_t>(choice.algorithm);
-  const auto now = Clock::now();
   record.alive_ns = to_ns(now);
   transport->announce(record);
-  log->begins(flight, record);
+  log->begins(patient ? flight : 0, record);
   if (transport->world() == 1) {
     run_alone(operation);
   } else {
@@ -187,20 +190,21 @@ void Communicator::Impl::execute(const Operation& operation, const Choice& choic
   }
   record.finished = record.sequence;
   transport->announce(record);
-  operations.fetch_add(1);
-  const uint64_t moved = record.count * size_bytes(operation.dtype);
-  bytes.fetch_add(moved);
-  log->ends(flight, record, moved, executor.wire_bytes() - wire_bytes.load());
-  wire_bytes.store(executor.wire_bytes());
-  wait_ns.store(executor.wait_ns());
+  const Logbook::Cost cost{record.count * size_bytes(operation.dtype),
+                           executor.wire_bytes() - wire_bytes, executor.wait_ns() - wait_ns};
+  const int64_t took = log->ends(flight, record, cost);
+  if (!patient) log->waited(took);
+  wire_bytes = executor.wire_bytes();
+  wait_ns = executor.wait_ns();
 }
 
 /// Runs an operation; an error makes the communicator unusable on all ranks, with one text.
 std::optional<Failure> Communicator::Impl::perform(const Operation& operation, const Choice& choice,
-                                                   bool patient, uint64_t flight) {
+                                                   bool patient, uint64_t flight,
+                                                   Clock::time_point now) {
   Failure failure;
   try {
-    execute(operation, choice, patient, flight);
+    execute(operation, choice, patient, flight, now);
     return std::nullopt;
   } catch (const Error& error) {
     failure = Failure{error.kind(), error.what()};
@@ -224,7 +228,8 @@ void Communicator::Impl::progress() {
     queue.pop_front();
     busy = true;
     lock.unlock();
-    std::optional<Failure> error = perform(item.operation, item.choice, true, item.flight);
+    std::optional<Failure> error =
+        perform(item.operation, item.choice, true, item.flight, Clock::now());
     lock.lock();
     busy = false;
     changed.notify_all();
@@ -304,7 +309,7 @@ void Communicator::run(const Operation& given) {
   impl.check_owner();
   Operation room;
   const Operation& operation = sized(given, world(), room);
-  const Choice choice = impl.check(operation);
+  check_operation(operation, rank(), world());
   MessageSide::about_to_block();
   std::unique_lock lock(impl.mutex);
   if (impl.closed) throw usage_error("the communicator is closed");
@@ -317,11 +322,13 @@ void Communicator::run(const Operation& given) {
     work->wait();  // the buffers are the caller's
     return;
   }
+  const Choice choice = impl.choices.find(operation, impl.options, world());
+  const auto now = Clock::now();
+  const Given how = impl.transport->failed() ? Given::kFails : Given::kStarts;
+  const uint64_t flight = impl.note(operation, choice, now, how);
   impl.busy = true;
-  const uint64_t flight = impl.note(operation, choice, false);
   lock.unlock();
-  const std::optional<Failure> error = impl.perform(operation, choice, false, flight);
-  if (!error) impl.log->waited(now_ns() - impl.log->began_ns());
+  const std::optional<Failure> error = impl.perform(operation, choice, false, flight, now);
   lock.lock();
   impl.busy = false;
   if (impl.closed || !impl.queue.empty()) impl.changed.notify_all();
@@ -340,7 +347,7 @@ std::shared_ptr<Work> Communicator::submit(const Operation& given) {
   item.operation.interrupted = nullptr;  // not in another thread
   std::lock_guard lock(impl.mutex);
   if (impl.closed) throw usage_error("the communicator is closed");
-  item.flight = impl.note(operation, item.choice, true);
+  item.flight = impl.note(operation, item.choice, Clock::now(), Given::kWaits);
   impl.hand_over();
   impl.start_thread();
   impl.queue.push_back(std::move(item));
@@ -424,8 +431,6 @@ uint64_t Communicator::enqueue(const Operation& given, void* caller) {
   const uint64_t ticket =
       device->enqueue(operation, choice, caller, std::chrono::milliseconds(limit));
   impl.log->given_to_device(operation, choice, ticket, std::chrono::milliseconds(limit));
-  impl.operations.fetch_add(1);
-  impl.bytes.fetch_add(operation.count * size_bytes(operation.dtype));
   return ticket;
 }
 
@@ -471,12 +476,10 @@ std::pair<std::string, WireFormat> Communicator::choice(const Operation& given) 
 CommunicatorStats Communicator::stats() const {
   const MessageSide& messages = *impl_->messages;
   CommunicatorStats stats;
-  stats.operations = impl_->operations.load();
-  stats.messages = messages.messages();
-  stats.bytes = impl_->bytes.load() + messages.bytes();
-  stats.wire_bytes = impl_->wire_bytes.load() + messages.wire_bytes();
-  stats.wait_ns = impl_->wait_ns.load();
   impl_->log->count(stats);
+  stats.messages = messages.messages();
+  stats.bytes += messages.bytes();
+  stats.wire_bytes += messages.wire_bytes();
   return stats;
 }
 

@@ -43,13 +43,17 @@ Logbook::Logbook(int rank, int world, const CommunicatorOptions& options)
 }
 
 uint64_t Logbook::given(const Operation& operation, const Choice& choice,
-                        std::chrono::milliseconds limit, bool async) {
+                        std::chrono::milliseconds limit, int64_t now, Given how) {
   FlightEntry entry = flight_entry(operation, choice, rank_, world_);
   entry.sequence = ++given_;
   entry.group = group_;
-  entry.created_ns = now_ns();
+  entry.created_ns = now;
   entry.timeout_ms = limit.count();
-  entry.async = async;
+  entry.async = how == Given::kWaits;
+  if (how == Given::kStarts) {
+    entry.started_ns = now;
+    entry.state = FlightState::kStarted;
+  }
   return recorder_->add(std::move(entry));
 }
 
@@ -61,9 +65,9 @@ uint64_t Logbook::given_to_device(const Operation& operation, const Choice& choi
   entry.created_ns = now_ns();
   entry.timeout_ms = limit.count();
   entry.async = entry.on_device = true;
-  Counts& counts = counts_[static_cast<int>(operation.collective)];
-  counts.operations.fetch_add(1);
-  counts.bytes.fetch_add(operation.count * size_bytes(operation.dtype));
+  DeviceCounter& counter = device_counters_[static_cast<int>(operation.collective)];
+  counter.operations.fetch_add(1);
+  counter.bytes.fetch_add(operation.count * size_bytes(operation.dtype));
   if (log_enabled(LogLevel::kTrace)) {
     trace(str(name(operation.collective), " #", sequence, " (", operation.count, " x ",
               name(operation.dtype), ", ", kAlgorithms[choice.algorithm].name,
@@ -74,22 +78,25 @@ uint64_t Logbook::given_to_device(const Operation& operation, const Choice& choi
 
 void Logbook::begins(uint64_t flight, const OpRecord& record) {
   began_ns_ = record.alive_ns;
-  recorder_->started(flight, record.alive_ns);
+  if (flight != 0) recorder_->started(flight, record.alive_ns);
   if (log_enabled(LogLevel::kTrace)) trace(describe(record) + " starts");
 }
 
-void Logbook::ends(uint64_t flight, const OpRecord& record, uint64_t bytes, uint64_t wire_bytes) {
+int64_t Logbook::ends(uint64_t flight, const OpRecord& record, const Cost& cost) {
   const int64_t now = now_ns();
   const int64_t took = now - began_ns_;
   recorder_->completed(flight, now);
-  Counts& counts = counts_[record.collective];
-  counts.operations.fetch_add(1);
-  counts.bytes.fetch_add(bytes);
-  counts.wire_bytes.fetch_add(wire_bytes);
-  counts.busy_ns.fetch_add(static_cast<uint64_t>(took));
+  auto& [counts, published] = counters_[record.collective];
+  ++counts.totals.operations;
+  counts.totals.bytes += cost.bytes;
+  counts.totals.wire_bytes += cost.wire_bytes;
+  counts.totals.busy_ns += static_cast<uint64_t>(took);
+  counts.wait_ns += cost.wait_ns;
+  published.write(counts);
   if (log_enabled(LogLevel::kTrace)) {
     trace(str(describe(record), " ends after ", milliseconds_of(took), " ms"));
   }
+  return took;
 }
 
 void Logbook::fails(uint64_t flight, const Failure& failure) {
@@ -152,8 +159,14 @@ void Logbook::dump_once() {
 void Logbook::count(CommunicatorStats& stats) const {
   stats.exposed_wait_ns = exposed_wait_ns_->load();
   for (int i = 0; i < kCollectives; ++i) {
-    stats.collectives[i] = CollectiveStats{counts_[i].operations.load(), counts_[i].bytes.load(),
-                                           counts_[i].wire_bytes.load(), counts_[i].busy_ns.load()};
+    const Counts counts = counters_[i].published.read();
+    CollectiveStats& each = stats.collectives[i] = counts.totals;
+    each.operations += device_counters_[i].operations.load();
+    each.bytes += device_counters_[i].bytes.load();
+    stats.operations += each.operations;
+    stats.bytes += each.bytes;
+    stats.wire_bytes += each.wire_bytes;
+    stats.wait_ns += counts.wait_ns;
   }
 }
 

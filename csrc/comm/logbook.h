@@ -14,6 +14,7 @@
 #include "comm/flight_recorder.h"
 #include "comm/tuner.h"
 #include "transport/channel.h"
+#include "transport/slot_ring.h"
 
 namespace dpcomm {
 
@@ -27,22 +28,38 @@ struct MessageNote {
   int64_t began_ns = 0;
 };
 
+/// How an operation gets its place in the order.
+enum class Given : uint8_t {
+  kStarts,  ///< in run(), which starts it at once
+  kFails,   ///< in run(), after the communicator has failed
+  kWaits,   ///< in submit(), for its turn
+};
+
 /// given() is for one thread at a time; so are begins(), ends() and fails(), and so is what is
 /// about messages; the rest for any.
 class Logbook {
  public:
   Logbook(int rank, int world, const CommunicatorOptions& options);
 
-  /// An operation has got its place in the order. Returns its number in the flight recorder.
+  /// What an operation took.
+  struct Cost {
+    uint64_t bytes = 0;       ///< of its tensors
+    uint64_t wire_bytes = 0;  ///< that this rank sent
+    uint64_t wait_ns = 0;     ///< without a step to do
+  };
+
+  /// An operation has got its place in the order, at `now` (now_ns()). Returns its number in the
+  /// flight recorder.
   uint64_t given(const Operation& operation, const Choice& choice, std::chrono::milliseconds limit,
-                 bool async);
+                 int64_t now, Given how);
   /// An operation has been given to the device.
   uint64_t given_to_device(const Operation& operation, const Choice& choice, uint64_t sequence,
                            std::chrono::milliseconds limit);
-  /// It runs: every rank can see it in the transport.
+  /// It runs: every rank can see it in the transport. `flight` is 0 where given() said that it
+  /// starts.
   void begins(uint64_t flight, const OpRecord& record);
-  /// It is complete; `bytes` of its tensors, `wire_bytes` sent since the last one ended.
-  void ends(uint64_t flight, const OpRecord& record, uint64_t bytes, uint64_t wire_bytes);
+  /// It is complete. Returns how long it took, in nanoseconds.
+  int64_t ends(uint64_t flight, const OpRecord& record, const Cost& cost);
   /// It ended, or will never begin, with an error that has ended the communicator.
   void fails(uint64_t flight, const Failure& failure);
 
@@ -60,8 +77,6 @@ class Logbook {
   void waited(int64_t ns) { exposed_wait_ns_->fetch_add(static_cast<uint64_t>(ns)); }
   /// Where the waits for a work add to that.
   const std::shared_ptr<std::atomic<uint64_t>>& exposed_wait_ns() const { return exposed_wait_ns_; }
-  /// When the operation that runs, or ran last, began, in now_ns(); 0 if it never did.
-  int64_t began_ns() const { return began_ns_; }
   /// Fills in what is counted here.
   void count(CommunicatorStats& stats) const;
 
@@ -69,8 +84,19 @@ class Logbook {
   uint32_t group() const { return group_; }
 
  private:
+  /// Of operations on the CPU. One thread at a time counts, so it costs no atomic operation; any
+  /// thread reads what was published.
   struct Counts {
-    std::atomic<uint64_t> operations{0}, bytes{0}, wire_bytes{0}, busy_ns{0};
+    CollectiveStats totals;
+    uint64_t wait_ns = 0;
+  };
+  struct Counter {
+    Counts counts;
+    Published<Counts> published;
+  };
+  /// Of operations given to a device.
+  struct DeviceCounter {
+    std::atomic<uint64_t> operations{0}, bytes{0};
   };
 
   void trace(const std::string& text) const;
@@ -86,7 +112,8 @@ class Logbook {
   int64_t began_ns_ = 0;
   std::map<std::tuple<bool, int, uint32_t>, uint64_t> ways_;  // messages by direction, peer, tag
   std::atomic<bool> dumped_{false};
-  std::array<Counts, kCollectives> counts_;
+  std::array<Counter, kCollectives> counters_;
+  std::array<DeviceCounter, kCollectives> device_counters_;
   const std::shared_ptr<std::atomic<uint64_t>> exposed_wait_ns_;
 };
 
