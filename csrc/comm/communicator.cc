@@ -151,6 +151,10 @@ void Communicator::Impl::execute(const Operation& operation, const Choice& choic
   if (closing.load()) throw peer_error("the communicator is closed");
   OpRecord& record = last;
   ++record.sequence;
+  if (!operation.refusal.empty()) {
+    throw usage_error(transport->describe(transport->rank()), " cannot run ",
+                      name(operation.collective), " #", record.sequence, ": ", operation.refusal);
+  }
   record.count = told_count(operation, transport->world());
   record.blocks = blocks_digest(operation);
   record.factor = operation.op == ReduceOp::kPremulSum ? operation.factor : 0;
@@ -353,6 +357,14 @@ std::shared_ptr<Work> Communicator::submit(const Operation& given) {
   impl.queue.push_back(std::move(item));
   impl.changed.notify_all();
   return work;
+}
+
+void Communicator::refuse(Collective collective, const std::string& reason) {
+  Operation operation;
+  operation.collective = collective;
+  operation.refusal = reason;
+  run(operation);
+  throw internal_error("an operation that was refused has run");
 }
 
 std::shared_ptr<Work> Communicator::send(int peer, uint32_t tag, const void* data, size_t bytes,

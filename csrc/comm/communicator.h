@@ -66,6 +66,8 @@ struct Operation {
   std::optional<WireFormat> wire;
   std::string algorithm;                 ///< empty: the communicator's
   std::chrono::milliseconds timeout{0};  ///< zero: the communicator's
+  /// Not empty: why this rank cannot run it (refuse()). Nothing else of it is looked at then.
+  std::string refusal;
   /// Asked by run() about every 50 ms while it waits, in the thread that called it. True ends the
   /// operation, and the communicator on all ranks, with a PeerError: the way out for Ctrl-C.
   std::function<bool()> interrupted;
@@ -118,6 +120,12 @@ class Communicator {
 
   /// Hands the operation to the progress thread and returns at once.
   std::shared_ptr<Work> submit(const Operation& operation);
+
+  /// In place of an operation that only this rank knows to make no sense, while the others wait for
+  /// it: ends the communicator on all ranks, and throws, everywhere the same UsageError, which
+  /// names this rank, the collective and `reason`. Waits for what this rank was given before; a
+  /// peer that is not so far yet sees the error there.
+  [[noreturn]] void refuse(Collective collective, const std::string& reason);
 
   // --- messages between two ranks. They have no part in the order of operations: they go on beside
   // them and beside each other, in any order of tags.

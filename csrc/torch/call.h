@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/FunctionRef.h>
 #include <c10/util/SmallVector.h>
 
 #include <chrono>
@@ -16,6 +17,15 @@
 #include "comm/communicator.h"
 
 namespace dpcomm {
+
+/// A UsageError that this rank alone has, while the others are about to wait for it: to be told to
+/// all (Communicator::refuse).
+class OwnUsageError : public Error {
+ public:
+  OwnUsageError(Collective collective, const std::string& text)
+      : Error(ErrorKind::kUsage, text), collective(collective) {}
+  const Collective collective;
+};
 
 /// Built by the thread that calls; every function throws UsageError before anything is sent.
 /// Tensors are dense, on one device, of any strides and dtype; those that are not contiguous are
@@ -57,7 +67,7 @@ class Call {
   void all_gather(const Tensors& outputs, const at::Tensor& input);
   void reduce_scatter(const at::Tensor& output, const at::Tensor& input, const c10d::ReduceOp& op);
   void reduce_scatter(const at::Tensor& output, const Tensors& inputs, const c10d::ReduceOp& op);
-  /// `outputs` and `inputs` count on the root only.
+  /// `outputs` and `inputs` count on the root only, whose mistakes in them are an OwnUsageError.
   void gather(const Tensors& outputs, const at::Tensor& input, int64_t root);
   void gather(const at::Tensor& output, const at::Tensor& input, int64_t root);
   void scatter(const at::Tensor& output, const Tensors& inputs, int64_t root);
@@ -65,6 +75,9 @@ class Call {
   /// Splits are rows (of dimension 0) for each rank; none: as many for each.
   void all_to_all(const at::Tensor& output, const at::Tensor& input, const Splits& output_splits,
                   const Splits& input_splits);
+  /// Runs `check` of what only this rank, a root, can see: its errors are an OwnUsageError, unless
+  /// it is alone.
+  void check_as_root(Collective collective, c10::function_ref<void()> check) const;
   /// Gathers `block`, a contiguous tensor on the CPU of lengths[rank] elements, from every rank
   /// into the elements of `all`; neither is a result.
   void all_gather_uneven(const at::Tensor& all, const at::Tensor& block,

@@ -114,6 +114,15 @@ void Call::check_equal(const Tensors& blocks, const at::Tensor& block) const {
   }
 }
 
+void Call::check_as_root(Collective collective, c10::function_ref<void()> check) const {
+  try {
+    check();
+  } catch (const Error& error) {
+    if (group_.world == 1) throw;
+    throw OwnUsageError(collective, error.what());
+  }
+}
+
 const at::Tensor& Call::buffer_for(const Tensors& blocks) {
   at::AutoDispatchBelowADInplaceOrView guard;
   return held_.emplace_back(at::empty({elements(blocks)}, blocks[0].options()));
@@ -226,16 +235,22 @@ void Call::gather(const Tensors& outputs, const at::Tensor& input, int64_t root)
   set_root(operation, root);
   operation.input = read(input);
   if (root != group_.rank) return hold_result(input);
-  for (const at::Tensor& output : outputs) check_output(output);
-  check_equal(outputs, input);
+  check_as_root(Collective::kGather, [&] {
+    for (const at::Tensor& output : outputs) check_output(output);
+    check_equal(outputs, input);
+  });
   operation.output = write_blocks(outputs, operation.input, input.nbytes());
   for (const at::Tensor& output : outputs) hold_result(output);
 }
 
 void Call::gather(const at::Tensor& output, const at::Tensor& input, int64_t root) {
   if (root != group_.rank) return gather(Tensors(), input, root);
-  check_output(output);
-  check_whole(output, input);
+  check(input);
+  check_on_cpu();
+  check_as_root(Collective::kGather, [&] {
+    check_output(output);
+    check_whole(output, input);
+  });
   at::AutoDispatchBelowADInplaceOrView guard;
   at::Tensor whole = output;
   if (!is_plain(output)) {
@@ -254,8 +269,10 @@ void Call::scatter(const at::Tensor& output, const Tensors& inputs, int64_t root
   set_dtype(operation, output);
   set_root(operation, root);
   if (root == group_.rank) {
-    for (const at::Tensor& input : inputs) check(input);
-    check_equal(inputs, output);
+    check_as_root(Collective::kScatter, [&] {
+      for (const at::Tensor& input : inputs) check(input);
+      check_equal(inputs, output);
+    });
     operation.input = read_blocks(inputs);
     operation.output = write_blocks({output}, operation.input, bytes_of(inputs));
   } else {

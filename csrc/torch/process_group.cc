@@ -117,6 +117,16 @@ ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::start_call(
         });
     if (work != nullptr && window_open_.load()) add_to_window(work);
     return work;
+  } catch (const OwnUsageError& error) {
+    refuse(error);
+  } catch (const Error& error) {
+    throw_translated(error);
+  }
+}
+
+void ProcessGroupDpcomm::refuse(const OwnUsageError& reason) {
+  try {
+    communicator_->refuse(reason.collective, reason.what());
   } catch (const Error& error) {
     throw_translated(error);
   }

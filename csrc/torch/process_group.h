@@ -172,6 +172,7 @@ class ProcessGroupDpcomm final : public c10d::Backend {
     return start_call(type, title, opts.asyncOp, opts.timeout, build);
   }
 
+  [[noreturn]] void refuse(const OwnUsageError& reason);
   void run_here(Call& call, uint64_t sequence);
   void add_to_window(const WorkPointer& work);
   /// A group of `ranks` of this one, whose options come from `opts`, or else are those of this one.

@@ -20,13 +20,15 @@ const Entry& single(const std::vector<Entry>& entries, const char* what) {
   return entries[0];
 }
 
-/// The list of one rank's blocks; only the root of a gather or scatter has one.
-const Call::Tensors& blocks_of_root(const std::vector<Call::Tensors>& lists, bool is_root,
-                                    const char* what) {
+/// The list of one rank's blocks; only the root of a gather or scatter has one. No list is like an
+/// empty one, which Call refuses.
+const Call::Tensors& blocks_of_root(const Call& call, const std::vector<Call::Tensors>& lists,
+                                    bool is_root, Collective collective) {
   static const Call::Tensors none;
-  if (is_root) return single(lists, what);
   if (lists.empty() || (lists.size() == 1 && lists[0].empty())) return none;
-  throw usage_error(what, ": only the root has a list of tensors");
+  if (!is_root) throw usage_error(name(collective), ": only the root has a list of tensors");
+  call.check_as_root(collective, [&] { single(lists, name(collective)); });
+  return lists[0];
 }
 
 template <class Lists>
@@ -187,7 +189,8 @@ ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::gather(std::vector<Tensors>&
                                                            Tensors& inputs,
                                                            const c10d::GatherOptions& opts) {
   return start(c10d::OpType::GATHER, "dpcomm:gather", opts, [&](Call& call) {
-    const Tensors& blocks = blocks_of_root(outputs, opts.rootRank == rank_, "gather");
+    const Tensors& blocks =
+        blocks_of_root(call, outputs, opts.rootRank == rank_, Collective::kGather);
     call.gather(blocks, single(inputs, "gather"), opts.rootRank);
   });
 }
@@ -203,7 +206,8 @@ ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::scatter(Tensors& outputs,
                                                             std::vector<Tensors>& inputs,
                                                             const c10d::ScatterOptions& opts) {
   return start(c10d::OpType::SCATTER, "dpcomm:scatter", opts, [&](Call& call) {
-    const Tensors& blocks = blocks_of_root(inputs, opts.rootRank == rank_, "scatter");
+    const Tensors& blocks =
+        blocks_of_root(call, inputs, opts.rootRank == rank_, Collective::kScatter);
     call.scatter(single(outputs, "scatter"), blocks, opts.rootRank);
   });
 }

@@ -82,6 +82,58 @@ def death(rank: int, world: int) -> None:
     dist.destroy_process_group()
 
 
+def lists_of_the_root(rank: int, world: int) -> list[str]:
+    """Lists that only the root can see to be wrong: every rank gets the same UsageError, and does
+    not wait. Returns the texts."""
+    dist.init_process_group("dpcomm", timeout=PATIENCE)
+    root = world - 1
+    own, whole = torch.ones(4), [torch.ones(4) for _ in range(world)]
+    few, unequal = whole[1:], [*whole[1:], torch.ones(5)]
+    integers = [x.int() for x in whole]
+    shared = [torch.ones(1).expand(4), *whole[1:]]
+    texts = []
+    for scatters, lists in (
+        (False, [[few], [unequal], [integers], [shared], [whole, whole], [[]], []]),
+        (True, [[few], [unequal], [integers], [whole, whole], [[]], []]),
+    ):
+        for number, given in enumerate(lists):
+            group = dist.new_group(timeout=PATIENCE)
+            before = torch.full((50_000,), 1.0)
+            pending = dist.all_reduce(before, group=group, async_op=True)
+            options = dist.ScatterOptions() if scatters else dist.GatherOptions()
+            options.rootRank = root
+            options.asyncOp = number % 2 == 1
+
+            def call(group=group, options=options, given=given, scatters=scatters) -> None:
+                lists = given if rank == root else []
+                arguments = ([own], lists) if scatters else (lists, [own])
+                work = (group.scatter if scatters else group.gather)(*arguments, options)
+                if work is not None:
+                    work.wait()
+                dist.barrier(group)  # of a short gather others see the end only here
+
+            with pytest.raises(dpcomm.UsageError, match=rf"rank {root} \(pid.*cannot run") as error:
+                call()
+            if rank == root:  # what was given before is complete; others may not be so far
+                pending.wait()
+                assert bool((before == world).all())
+            with pytest.raises(dpcomm.UsageError, match="cannot run"):
+                dist.barrier(group)
+            texts.append(str(error.value))
+    dist.barrier()
+    dist.destroy_process_group()
+    return texts
+
+
+def root_alone(rank: int, world: int) -> None:
+    """Nobody has to be told: the group of one goes on."""
+    dist.init_process_group("dpcomm", timeout=PATIENCE)
+    with pytest.raises(dpcomm.UsageError, match="a list of 2 tensors"):
+        dist.gather(torch.ones(3), [torch.ones(3)] * 2)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def aborting(rank: int, world: int) -> None:
     """abort() on one rank ends the waits of all."""
     dist.init_process_group("dpcomm", timeout=PATIENCE)
@@ -117,6 +169,13 @@ def test_ranks_that_disagree() -> None:
 
 def test_a_rank_that_is_killed() -> None:
     launch(death, 3, may_die=(2,))
+
+
+def test_wrong_lists_of_a_root_end_the_call_of_all() -> None:
+    texts = launch(lists_of_the_root, 3).results
+    assert len(texts[0]) == 13
+    assert texts == [texts[0]] * 3
+    launch(root_alone, 1)
 
 
 def test_abort() -> None:

@@ -4,6 +4,7 @@ computed here, and gloo where it has the call."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import pytest
 import torch
@@ -290,6 +291,38 @@ def special(rank: int, world: int) -> None:
     dist.destroy_process_group()
 
 
+def gathered_into_one(rank: int, world: int) -> int:
+    """gather_single, which torch has from 2.14 on: every layout and root."""
+    dist.init_process_group("dpcomm", timeout=timedelta(seconds=30))
+    checks = 0
+    for dtype in WHOLE:
+        for shape in ((4,), (3, 5), (0,)):
+            value = Values(shape, dtype, 77)
+            wanted = joined([value(r, 0) for r in range(world)])
+            for layout in ("plain", "strided", "transposed"):
+                own = laid_out(value(rank, 0), layout)
+                for root in range(world):
+                    whole = outputs_like((world * shape[0], *shape[1:]), dtype, layout)
+                    output = whole if rank == root else None
+                    work = dist.gather_single(own, output, root, async_op=checks % 2 == 0)
+                    if work is not None:
+                        work.wait()
+                    if rank == root:
+                        assert same(whole, wanted), (dtype, shape, layout, root)
+                    checks += 1
+    group = dist.new_group(timeout=timedelta(seconds=30))
+
+    def wrong() -> None:
+        output = torch.zeros(4 * world + 1) if rank == 0 else torch.zeros(0)
+        group.gather_single(output, torch.ones(4), gather_options(0)).wait()
+        dist.barrier(group)
+
+    with pytest.raises(dpcomm.UsageError, match=r"rank 0 .*cannot run gather.*times"):
+        wrong()
+    dist.destroy_process_group()
+    return checks
+
+
 def refusals(rank: int, world: int) -> None:
     ones = torch.ones(4)
     group = dist.group.WORLD
@@ -396,6 +429,12 @@ def test_movement_of_every_dtype_and_layout(world: int) -> None:
 @pytest.mark.parametrize("world", [1, 3, 4])
 def test_reduce_scatter_of_unequal_blocks(world: int) -> None:
     assert launch(uneven_reductions, world).results[0] > 20
+
+
+def test_gather_into_one_tensor() -> None:
+    if not hasattr(dist, "gather_single"):
+        pytest.skip("torch has gather_single from 2.14 on")
+    assert launch(gathered_into_one, 3).results == [108] * 3
 
 
 @pytest.mark.parametrize("world", [2, 3])
