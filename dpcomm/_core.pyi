@@ -1,7 +1,7 @@
 """The C++ core without torch: wire formats, schedules, communicators."""
 
-from collections.abc import Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict, TypeVar
 
 from typing_extensions import Buffer
 
@@ -138,6 +138,15 @@ class Work:
 
     def source(self) -> int | None:
         """Of a receive that is complete: the rank that sent; else None."""
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+def _with_short_call(function: _Method) -> _Method:
+    """A method of dpcomm.Communicator whose common calls need no Python code (core_short_call.h).
+
+    Those that only give a contiguous array of NumPy's or a tensor of torch's on the CPU, an
+    operator, a root and a result do not come to `function`; all others do.
+    """
 
 class Settings:
     def __init__(

@@ -174,6 +174,7 @@ class Communicator:
         """Number of ranks."""
         return self._core.world_size
 
+    @_core._with_short_call
     def all_reduce(
         self,
         array: Any,
@@ -213,6 +214,7 @@ class Communicator:
         target = array if out is None else out
         return self._core.all_reduce(array, target, op=op, factor=factor, settings=settings)
 
+    @_core._with_short_call
     def reduce(
         self,
         array: Any,
@@ -237,6 +239,7 @@ class Communicator:
         target = (array if out is None else out) if self.rank == root else None
         return self._core.reduce(array, target, op=op, factor=factor, root=root, settings=settings)
 
+    @_core._with_short_call
     def broadcast(
         self,
         array: Any,
@@ -251,6 +254,7 @@ class Communicator:
         settings = _core.Settings(None, algorithm, timeout, async_op, caller_stream(stream, array))
         return self._core.broadcast(array, array, root=root, settings=settings)
 
+    @_core._with_short_call
     def all_gather(
         self,
         array: Any,
@@ -401,6 +405,7 @@ class Communicator:
             array, out, settings=settings, counts=sent, recv_counts=received
         )
 
+    @_core._with_short_call
     def reduce_scatter(
         self,
         array: Any,
@@ -506,6 +511,7 @@ class Communicator:
         settings = _core.Settings(None, None, timeout, async_op)
         return self._core.recv(array, peer, tag, settings)
 
+    @_core._with_short_call
     def barrier(self, timeout: float | None = None) -> None:
         """Returns once every rank has called it."""
         self._core.barrier(timeout)

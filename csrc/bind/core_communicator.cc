@@ -8,6 +8,7 @@
 #include "base/names.h"
 #include "bind/core_array.h"
 #include "bind/core_bindings.h"
+#include "bind/core_short_call.h"
 #include "bind/core_signals.h"
 #include "bind/core_work.h"
 #include "bind/stats_dict.h"
@@ -96,6 +97,7 @@ class PyCommunicator {
     return {algorithm, name(wire)};
   }
   Communicator& communicator() const { return *shared_->communicator; }
+  const std::shared_ptr<Shared>& shared() const { return shared_; }
 
   /// Runs or submits `collective` over the arrays; `result` is what the caller gets back.
   py::object run(Collective collective, py::object input, py::object output, const std::string& op,
@@ -316,6 +318,14 @@ py::list environment_list() {
 }
 
 }  // namespace
+
+const std::shared_ptr<Shared>* shared_of(PyObject* core) {
+  static const auto* type = reinterpret_cast<PyTypeObject*>(py::type::of<PyCommunicator>().ptr());
+  if (Py_TYPE(core) != type) return nullptr;
+  auto* const instance = reinterpret_cast<py::detail::instance*>(core);
+  const auto* self = instance->get_value_and_holder().value_ptr<PyCommunicator>();
+  return self == nullptr ? nullptr : &self->shared();
+}
 
 void bind_communicator(py::module_& module) {
   py::class_<PyWork>(module, "Work", "The handle of an asynchronous collective.")

@@ -33,19 +33,6 @@ Dtype from_dl(const DLDataType& type) {
   throw usage_error("dtype ", what, " is not supported");
 }
 
-/// Both arrays have `ndim` entries; strides are in units of `unit`.
-bool is_contiguous(int ndim, const int64_t* shape, const int64_t* strides, int64_t unit) {
-  for (int i = 0; i < ndim; ++i) {
-    if (shape[i] == 0) return true;
-  }
-  int64_t expected = unit;
-  for (int i = ndim - 1; i >= 0; --i) {
-    if (shape[i] != 1 && strides[i] != expected) return false;
-    expected *= shape[i];
-  }
-  return true;
-}
-
 size_t elements(int ndim, const int64_t* shape) {
   size_t count = 1;
   for (int i = 0; i < ndim; ++i) {
@@ -103,6 +90,19 @@ int device_ordinal(py::handle array) {
 
 }  // namespace
 
+bool is_contiguous(int ndim, const int64_t* shape, const int64_t* strides, int64_t unit) {
+  if (strides == nullptr) return true;
+  for (int i = 0; i < ndim; ++i) {
+    if (shape[i] == 0) return true;
+  }
+  int64_t expected = unit;
+  for (int i = ndim - 1; i >= 0; --i) {
+    if (shape[i] != 1 && strides[i] != expected) return false;
+    expected *= shape[i];
+  }
+  return true;
+}
+
 bool ArrayView::from_dlpack(py::handle array, bool writable, uintptr_t stream) {
   if (!py::hasattr(array, "__dlpack__") || !py::hasattr(array, "__dlpack_device__")) return false;
   const auto device = array.attr("__dlpack_device__")().cast<py::tuple>();
@@ -143,10 +143,7 @@ bool ArrayView::from_dlpack(py::handle array, bool writable, uintptr_t stream) {
   if (writable && (flags & kDLCopied) != 0) {
     throw usage_error("the array's library gives a copy of it, where a result would be lost");
   }
-  if (tensor->strides != nullptr &&
-      !is_contiguous(tensor->ndim, tensor->shape, tensor->strides, 1)) {
-    refuse_strides();
-  }
+  if (!is_contiguous(tensor->ndim, tensor->shape, tensor->strides, 1)) refuse_strides();
   dtype_ = from_dl(tensor->dtype);
   count_ = elements(tensor->ndim, tensor->shape);
   data_ = static_cast<std::byte*>(tensor->data) + tensor->byte_offset;

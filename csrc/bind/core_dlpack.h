@@ -38,6 +38,23 @@ struct DLManagedTensorVersioned {
   uint64_t flags;
   DLTensor dl_tensor;
 };
+/// What an array's type has as the capsule "dlpack_exchange_api" in __dlpack_c_exchange_api__ (from
+/// DLPack 1.3): functions that need no Python call.
+struct DLPackExchangeAPI {
+  struct Header {
+    struct {
+      uint32_t major, minor;
+    } version;
+    Header* previous;
+  } header;
+  void (*managed_tensor_allocator)();
+  void (*managed_tensor_from_py_object_no_sync)();
+  void (*managed_tensor_to_py_object_no_sync)();
+  /// A view that is good as long as the object is neither changed nor released. 0, or -1 with a
+  /// Python error.
+  int (*dltensor_from_py_object_no_sync)(void* object, DLTensor* out);
+  void (*current_work_stream)();
+};
 inline constexpr uint32_t kDLMajor = 1;
 inline constexpr uint64_t kDLReadOnly = 1, kDLCopied = 2;
 
@@ -50,5 +67,9 @@ enum DLDeviceType : int32_t {
   kDLCUDAManaged = 13,
 };
 enum DLCode : uint8_t { kDLInt = 0, kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4, kDLBool = 6 };
+
+/// True if elements lie in memory in C order, without gaps. Both arrays have `ndim` entries;
+/// strides are in units of `unit`, and null for C order.
+bool is_contiguous(int ndim, const int64_t* shape, const int64_t* strides, int64_t unit);
 
 }  // namespace dpcomm

@@ -1,5 +1,4 @@
 // C++ errors as the exceptions of dpcomm.errors.
-#include "base/error.h"
 #include "bind/core_bindings.h"
 
 namespace dpcomm {
@@ -23,14 +22,18 @@ const char* class_name(ErrorKind kind) {
 
 }  // namespace
 
+void set_python_error(const Error& error) {
+  const py::object type = py::module_::import("dpcomm.errors").attr(class_name(error.kind()));
+  PyErr_SetString(type.ptr(), error.what());
+}
+
 void bind_errors(py::module_&) {
   py::register_local_exception_translator([](std::exception_ptr pointer) {
     if (!pointer) return;
     try {
       std::rethrow_exception(pointer);
     } catch (const Error& error) {
-      py::object type = py::module_::import("dpcomm.errors").attr(class_name(error.kind()));
-      PyErr_SetString(type.ptr(), error.what());
+      set_python_error(error);
     }
   });
 }

@@ -10,5 +10,6 @@ PYBIND11_MODULE(_core, module) {
   dpcomm::bind_device(module);
   dpcomm::bind_virtual_group(module);
   dpcomm::bind_communicator(module);
+  dpcomm::bind_short_call(module);
   dpcomm::bind_flight(module);
 }
