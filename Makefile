@@ -20,7 +20,7 @@ export TORCH_CUDA_ARCH_LIST ?= 8.0+PTX
 NATIVE_SOURCES := $(shell find csrc cmake -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml \
                   dpcomm/_build_record.py.in
 
-.PHONY: help venv build demo test check format campaign frameworks plants sass sanitize clean distclean
+.PHONY: help venv build demo test check format campaign frameworks peers plants sass sanitize clean distclean
 .PHONY: check-format check-ruff check-mypy check-stubs check-layering check-warnings
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make sanitize  native tests under AddressSanitizer + UBSan and under ThreadSanitizer"
 	@echo "make campaign  the long tests"
 	@echo "make frameworks  the examples of Lightning, Ray, DeepSpeed and others, in an environment of its own"
+	@echo "make peers     the libraries that bench/peers.py compares with, each in an environment of its own"
 	@echo "make plants    faults planted in the CUDA kernels, and who finds them: a table"
 	@echo "make sass      what nvcc makes of the CUDA kernels on all architectures: a table (minutes)"
 	@echo "make build     only make $(VENV) and build dpcomm into it (editable)"
@@ -86,6 +87,12 @@ frameworks: $(FRAMEWORKS_VENV)/stamp
 	$(FRAMEWORKS_PYTHON) -m pip --disable-pip-version-check install --quiet \
 	  --no-build-isolation --no-deps --editable .
 	$(FRAMEWORKS_PYTHON) -m pytest -m frameworks tests/frameworks $(PYTEST_ARGS)
+
+# Each into $(PEERS)/<name>; 1 GB in all. What cannot be installed is skipped with the reason.
+PEERS ?= build/peers
+
+peers: $(STAMPS)/requirements
+	tools/install_peers.sh $(abspath $(VENV_PYTHON)) "$(PEERS)"
 
 plants: build
 	$(VENV_PYTHON) tests/emulated/plants.py
