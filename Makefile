@@ -104,7 +104,7 @@ sass: $(STAMPS)/requirements
 check: check-format check-ruff check-mypy check-stubs check-layering check-warnings
 
 check-format: $(STAMPS)/tools
-	find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | sort | \
+	find bench csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | sort | \
 	  xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 check-ruff: $(STAMPS)/tools
@@ -126,7 +126,7 @@ check-warnings: $(STAMPS)/requirements
 	tools/build_native.sh $(VENV) build/werror -DDPCOMM_WERROR=ON
 
 format: $(STAMPS)/tools
-	find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
+	find bench csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 

@@ -97,7 +97,7 @@ class Mpi(Calls):
 
 
 class OneCcl(Calls):
-    """oneCCL's C++ interface. The loop is in C++ (peer_oneccl.cc): no cost of Python is in its times."""
+    """oneCCL's C++ interface. The loop is in C++ (peer_oneccl.cc), free of Python's cost."""
 
     def start(self, place: Place) -> None:
         self.place = place
@@ -184,7 +184,7 @@ class DpcommTorch(Torch):
 
 
 class NoOperation(Torch):
-    """The same on a backend (torch's "fake", in C++) that does nothing: what Python and c10d cost."""
+    """The same on a backend that does nothing (torch's "fake", in C++): Python and c10d alone."""
 
     sums = False
     backend = "fake"
@@ -249,7 +249,7 @@ class DpcommShared(Dpcomm):
 
 
 class Copy(Calls):
-    """Copies in a rank's own memory, no communication: the machine's bandwidth with all ranks at it."""
+    """Copies in the own memory, no communication: the bandwidth with all ranks at it."""
 
     sums = False
 

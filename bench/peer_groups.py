@@ -1,8 +1,8 @@
 """The peers' groups of processes: how they start, take orders, stand still, and end.
 
-A group is N ranks (bench/peer_rank.py) and, for an MPI, its launcher. Nothing of a group stays: every
-process carries the run's mark in its environment and is found by it, however its launcher went, and
-files in /dev/shm that a rank had mapped are removed after the ranks.
+A group is N ranks (bench/peer_rank.py) and, for an MPI, its launcher. Nothing of a group stays:
+every process carries the run's mark in its environment and is found by it, however its launcher
+went, and files in /dev/shm that a rank had mapped are removed after the ranks.
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ class Group:
         self._mapped: set[str] = set()
         folder.mkdir(parents=True)
 
-    # --- start ---------------------------------------------------------------------------------------
+    # --- start ----------------------------------------------------------------------------------
     def start(self, deadline_s: float, largest_bytes: int) -> None:
-        """Starts all ranks, waits until they have met and have their memory; they stand still after."""
+        """Starts the ranks, waits until they have met and have memory; then they stand still."""
         name = f"{self._mark}-{self.peer.calls}-{self._folder.name}"
         end = time.monotonic() + deadline_s
         with socket.socket(socket.AF_UNIX) as listener:
@@ -200,7 +200,7 @@ class Group:
         if sorted(greeting["rank"] for greeting in greetings) != list(range(self.size)):
             raise self._error(f"ranks are {[greeting['rank'] for greeting in greetings]}")
 
-    # --- orders --------------------------------------------------------------------------------------
+    # --- orders ---------------------------------------------------------------------------------
     def ask(self, order: dict[str, Any], deadline_s: float) -> list[dict[str, Any]]:
         """Gives an order to all ranks and returns their answers.
 
@@ -233,7 +233,7 @@ class Group:
         lines = (self._folder / "log").read_text(errors="replace").strip().splitlines()
         return GroupError(f"{text} [{lines[-1].strip()}]" if lines else text)
 
-    # --- standing still ------------------------------------------------------------------------------
+    # --- standing still -------------------------------------------------------------------------
     def stop(self) -> None:
         """Stops the ranks with all their threads; launchers sleep anyway."""
         for pid in self._pids:
@@ -251,7 +251,7 @@ class Group:
         finally:
             self.stop()
 
-    # --- end -----------------------------------------------------------------------------------------
+    # --- end ------------------------------------------------------------------------------------
     def close(self, deadline_s: float = 5) -> None:
         """Lets the ranks leave, then ends whatever is left of the group."""
         self._note_mapped()
@@ -300,7 +300,7 @@ def _die_with_parent() -> None:
 
 
 def end_processes(mark: str, folder: Path | None = None) -> list[int]:
-    """Kills every process that carries this run's mark (and this group's folder); returns their ids."""
+    """Kills the processes with this run's mark (and this group's folder); returns their ids."""
     wanted = [f"{MARK}={mark}".encode()]
     if folder is not None:
         wanted.append(f"PEERS_FOLDER={folder}".encode())

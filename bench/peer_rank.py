@@ -11,6 +11,7 @@ Between orders it is blocked in a read (and stopped by the driver, with all its 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -50,7 +51,7 @@ def stride(size_bytes: int) -> int:
 class Buffers:
     """The buffers of one size, what they must contain, and which one is next.
 
-    All lie in one allocation, which is used again for the next size: no size profits from fresh memory.
+    All lie in one allocation, which the next size uses again: none profits from fresh memory.
     """
 
     def __init__(self, calls: Calls, size: int) -> None:
@@ -60,7 +61,7 @@ class Buffers:
         self._growth = max(1.0, float(np.log2(size))) if calls.sums else 0.0
 
     def reserve(self, largest_bytes: int) -> None:
-        """Allocates, and touches, what sizes up to `largest_bytes` take; the last 64 B are spare."""
+        """Allocates and touches what sizes up to `largest_bytes` take; the last 64 B are spare."""
         rotated = ROTATED_BYTES if largest_bytes >= ROTATED_FROM else SMALL_BYTES
         self._memory = self._calls.allocate(rotated + stride(largest_bytes) + 64)
         self._memory.fill(0)
@@ -117,7 +118,7 @@ class Buffers:
         return wrong
 
     def wrong_in_check(self, rank: int, seed: int) -> int:
-        """Elements of one buffer that an all-reduce of small integers gets wrong; then fills them all anew."""
+        """Elements of a buffer that an all-reduce of small integers gets wrong; then fills all."""
         self._next = (self._next + 1) % len(self._views)
         view = self._views[self._next]
         base = np.arange(PERIOD, dtype=np.int64)
@@ -198,10 +199,8 @@ def main(kinds: dict[str, type[Calls]] = CALLS) -> None:
             answer(rank.obey(order))
     except BaseException as error:
         traceback.print_exc()
-        try:
+        with contextlib.suppress(OSError):
             answer({"error": f"{type(error).__name__}: {error}"})
-        except OSError:
-            pass
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)  # the driver is gone, or will end this group

@@ -16,8 +16,8 @@ MEASURES = (COPY, "no-op, dist")  # rows that are no all-reduce
 Run = dict[str, Any]  # one number of ranks
 Row = dict[str, Any]
 
-# Bytes that an all-reduce of S bytes has to move through memory, over all N ranks: each rank's input is
-# read once (N * S) and each rank's output written once (N * S).
+# Bytes that an all-reduce of S bytes has to move through memory, over all N ranks, divided by N * S:
+# the input of each rank is read once and the output of each rank is written once.
 MOVED_PER_BYTE = 2
 
 
@@ -39,7 +39,9 @@ def make_row(peer: str, size_bytes: int, ranks: int, calls: int, rounds: list[Ro
 
 
 def add_comparisons(run: Run) -> None:
-    """Adds to each row `ratio` (its time over dpcomm's) and `roofline` (fraction of it reached), to the
+    """Adds what follows from the rows of a run.
+
+    To each row `ratio` (its time over dpcomm's) and `roofline` (the fraction of it reached); to the
     run `copy_gbps` (bytes read and written by all ranks together, the best size) and `roofline_us`.
     """
     ranks, rows = run["ranks"], run["rows"]
@@ -69,7 +71,7 @@ def _copied(run: Run, size: int) -> bool:
 
 
 def tables(run: Run) -> list[str]:
-    """Plain text: times, fastest rounds, bandwidths, ratios and the roofline of one number of ranks."""
+    """Plain text: times, fastest rounds, bandwidths, ratios and the roofline of one run."""
     sizes = list(dict.fromkeys(row["size_bytes"] for row in run["rows"]))
     titled = (
         ("time of a call in µs, median over the rounds", "time_us", _number),

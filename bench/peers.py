@@ -4,10 +4,10 @@
     python bench/peers.py --json x.json --plot x.png     all sizes, 2 and 4 ranks (minutes)
     python bench/peers.py --quick                a look, in less than a minute
 
-Every peer has its own group of processes, which lives through the run. They take turns in rounds: one
-measures, all others are stopped. docs/benchmark.md says what is measured and how to read the tables.
+Every peer has its own group of processes, which lives through the run. They take turns in rounds:
+one measures, all others are stopped. docs/benchmark.md says what is measured and how to read it.
 
-The exit status is 1 if a result was wrong or a peer failed in the middle, 2 if nothing could be measured.
+The exit status is 1 if a result was wrong or a peer failed, 2 if nothing could be measured.
 """
 
 from __future__ import annotations
@@ -147,13 +147,10 @@ class Turn:
         answers = self._ask(do="check", seed=self._size % 1000)
         self.wrong += sum(answer["wrong"] for answer in answers)
         limit = min(answer["limit"] for answer in answers)
-        for part in (0.01, 0.2):  # of the batch: a first guess, and a better one
+        for share in (0.02, 1):  # of a batch: a guess from two calls, then from a short loop
             seconds = self._time()["seconds"]
-            wanted = int(part * self._plan.batch_s / seconds) if part < 0.2 else 0
-            self._calls = max(self._plan.least_calls, min(wanted, limit // 2))
-        self._calls = max(
-            self._plan.least_calls, min(int(self._plan.batch_s / seconds), limit * 3 // 4)
-        )
+            wanted = min(int(share * self._plan.batch_s / seconds), limit * 3 // 4)
+            self._calls = max(self._plan.least_calls, wanted)
         # Caches, predictors and the scheduler find back into a group that stood still.
         self._warmup = max(1, min(50, limit // 5, int(0.1 * self._plan.batch_s / seconds)))
 
@@ -203,7 +200,7 @@ def _cpu() -> str:
 
 @contextlib.contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Turns SIGTERM and the end of the allowed time into exceptions, so that everything is ended."""
+    """Turns SIGTERM and the end of the time into exceptions, so that everything is ended."""
 
     def end(number: int, _: object) -> None:
         raise SystemExit(f"ended by {signal.Signals(number).name}")
@@ -220,7 +217,7 @@ def _limited(seconds: float) -> Iterator[None]:
 def benchmark(
     peers: list[Peer], ranks: list[int], plan: Plan, environments: Path, limit_s: float = 1200
 ) -> tuple[dict[str, Any], bool]:
-    """The whole benchmark. Returns its JSON, and whether all results were right and no peer failed."""
+    """The whole benchmark. Returns its JSON, and whether all was right and no peer failed."""
     bench = Bench(peers, plan, environments)
     record: dict[str, Any] = {
         "format": 1,
