@@ -16,7 +16,7 @@ MEASURES = (COPY, "no-op, dist")  # rows that are no all-reduce
 Run = dict[str, Any]  # one number of ranks
 Row = dict[str, Any]
 
-# Bytes that an all-reduce of S bytes has to move through memory, over all N ranks, divided by N * S:
+# Bytes that an all-reduce of S bytes on N ranks has to move through memory, divided by N * S:
 # the input of each rank is read once and the output of each rank is written once.
 MOVED_PER_BYTE = 2
 
