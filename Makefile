@@ -67,8 +67,11 @@ build: $(STAMPS)/build
 demo: build
 	$(VENV_PYTHON) examples/demo.py
 
+# What one process computes runs on all workers, what starts ranks on one alone (tests/workers.py).
+# PYTEST_ARGS=-n0 for a debugger or -s.
+TEST_WORKERS ?= 2
 test: build
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) -n $(TEST_WORKERS) $(PYTEST_ARGS)
 
 campaign: build
 	$(PYTEST) -m campaign -o faulthandler_timeout=86400 $(PYTEST_ARGS)

@@ -1,4 +1,7 @@
-"""What holds for all tests: nothing may remain of a run, neither in /dev/shm nor as a process."""
+"""What holds for all tests: nothing may remain of a run, neither in /dev/shm nor as a process.
+
+With several workers (pytest-xdist) they run in two phases, see workers.py.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,38 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 GRACE_S = 5.0
 SHM = Path("/dev/shm")
 PR_SET_CHILD_SUBREAPER = 36
+#: What the workers have to say at the end; each fills in config.workeroutput["lines"].
+lines: list[str] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from workers import TwoPhases
+
+    return TwoPhases(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    lines.extend(getattr(node, "workeroutput", {}).get("lines", []))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for line in lines:
+        terminalreporter.write_line(line)
 
 
 def segments() -> set[str]:
@@ -51,15 +77,23 @@ def descendants(root: int) -> dict[int, str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_remains() -> Iterator[None]:
-    """Fails the run where segments or processes remain after the last test."""
+    """Fails the run where segments or processes remain after the last test.
+
+    Of several workers the one that ends last looks at the segments, which may be any worker's.
+    """
     # Processes whose parents died become children of this one, so that they are found as well.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ends_last = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
     before = segments()
+
+    def new_segments() -> set[str]:
+        return segments() - before if ends_last else set()
+
     yield
     deadline = time.monotonic() + GRACE_S
-    while (segments() - before or descendants(os.getpid())) and time.monotonic() < deadline:
+    while (new_segments() or descendants(os.getpid())) and time.monotonic() < deadline:
         time.sleep(0.05)
-    processes, names = descendants(os.getpid()), segments() - before
+    processes, names = descendants(os.getpid()), new_segments()
     for pid in processes:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)

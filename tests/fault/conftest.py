@@ -30,11 +30,23 @@ def nothing_in_shm() -> Iterator[None]:
     assert ranks.named_segments() <= before
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def summary() -> list[str]:
     times = sorted(ranks.TIMES)
-    if times:
-        terminalreporter.write_line(
-            f"failures: {len(times)} times all survivors raised, after "
-            f"{times[len(times) // 2][0]:.2f} s in the middle and {times[-1][0]:.2f} s at most "
-            f"({times[-1][1]})"
-        )
+    if not times:
+        return []
+    return [
+        f"failures: {len(times)} times all survivors raised, after "
+        f"{times[len(times) // 2][0]:.2f} s in the middle and {times[-1][0]:.2f} s at most "
+        f"({times[-1][1]})"
+    ]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)  # this is one of several workers
+    if output is not None:
+        output.setdefault("lines", []).extend(summary())
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for line in summary():
+        terminalreporter.write_line(line)

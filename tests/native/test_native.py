@@ -5,6 +5,7 @@ The builds are kept in build/, so that only what changed is compiled again.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -33,15 +34,18 @@ def program(name: str) -> str:
 
 
 def build(sanitizer: str) -> Path:
-    """Builds the native tests; returns the folder of the executables."""
+    """Builds the native tests, one process at a time; returns the folder of the executables."""
     folder = ROOT / "build" / f"native-{sanitizer.replace(',', '-')}"
     configure = [program("cmake"), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
     configure += [f"-DCMAKE_MAKE_PROGRAM={program('ninja')}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
     configure += [f"-DDPCOMM_SANITIZE={sanitizer}"]
     jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
-    for command in [configure, [program("cmake"), "--build", str(folder), "-j", jobs]]:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in [configure, [program("cmake"), "--build", str(folder), "-j", jobs]]:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
     return folder / "native"
 
 

@@ -7,7 +7,9 @@ are compiled with FLAGS and machine.h, and run on the emulator.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import threading
 from pathlib import Path
 
 from ptx import effects, values
@@ -144,9 +146,11 @@ def table(entries: list[Entry]) -> str:
 
 
 def write_if_new(path: Path, text: str) -> None:
-    """So that what did not change is not compiled again."""
+    """So that what did not change is not compiled again. Others may read and write it meanwhile."""
     if not path.exists() or path.read_text() != text:
-        path.write_text(text)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        partial.write_text(text)
+        partial.rename(path)
 
 
 def translate_file(source: Path, folder: Path, parts: list[str] | None = None) -> list[Path]:
