@@ -88,10 +88,11 @@ def flight_record(group: Communicator | str | None = None) -> list[dict[str, Any
         A dict for each, of values that JSON knows: ``rank`` (global), ``id`` (number on this rank),
         ``group`` (name), ``group_ranks`` (global), ``name`` ("all_reduce", "send"), ``sequence``
         (number in its group), ``state`` ("scheduled": it waits for those before it; "started";
-        "completed"; of operations on a device always "scheduled"), ``error`` (text or None),
-        ``dtype``, ``input_elems``, ``output_elems``, ``op``, ``algorithm``, ``wire``, ``peer``
-        (root, or the other rank of a message, in the group), ``tag``, ``async_op``, ``on_device``,
-        ``timeout_ms``, and ``created_ns``, ``started_ns``, ``completed_ns`` (since 1970, or None).
+        "completed"; on a device when the host noticed it, in a graph always "scheduled"),
+        ``error`` (text or None), ``dtype``, ``input_elems``, ``output_elems``, ``op``,
+        ``algorithm``, ``wire``, ``peer`` (root, or the other rank of a message, in the group),
+        ``tag``, ``async_op``, ``on_device``, ``timeout_ms``, and ``created_ns``, ``started_ns``,
+        ``completed_ns`` (since 1970, or None).
     """
     from dpcomm import _core
 

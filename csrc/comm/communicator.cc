@@ -407,8 +407,8 @@ void Communicator::open_device(int device, void* stream, const std::function<boo
     run(gather);
     return all;
   };
-  auto made =
-      std::make_shared<DeviceSide>(impl.transport, device, stream, impl.options.name, exchange);
+  auto made = std::make_shared<DeviceSide>(impl.transport, impl.log, device, stream,
+                                           impl.options.name, exchange);
   std::unique_lock lock(impl.mutex);
   if (!impl.closed) {
     impl.device = std::move(made);
@@ -440,10 +440,7 @@ uint64_t Communicator::enqueue(const Operation& given, void* caller) {
   }
   const int64_t limit =
       operation.timeout.count() > 0 ? operation.timeout.count() : impl.timeout_ms.load();
-  const uint64_t ticket =
-      device->enqueue(operation, choice, caller, std::chrono::milliseconds(limit));
-  impl.log->given_to_device(operation, choice, ticket, std::chrono::milliseconds(limit));
-  return ticket;
+  return device->enqueue(operation, choice, caller, std::chrono::milliseconds(limit));
 }
 
 void Communicator::join(uint64_t ticket, void* caller) {

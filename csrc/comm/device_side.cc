@@ -99,9 +99,13 @@ int wanted_ctas() {
 
 }  // namespace
 
-DeviceSide::DeviceSide(std::shared_ptr<Transport> transport, int device, void* stream,
-                       const std::string& name, const ExchangeBytes& exchange)
-    : transport_(std::move(transport)), diagnosis_(*transport_, Place::kDevice), device_(device) {
+DeviceSide::DeviceSide(std::shared_ptr<Transport> transport, std::shared_ptr<Logbook> log,
+                       int device, void* stream, const std::string& name,
+                       const ExchangeBytes& exchange)
+    : transport_(std::move(transport)),
+      log_(std::move(log)),
+      diagnosis_(*transport_, Place::kDevice),
+      device_(device) {
   Park::instance().sweep();
   make(stream, name, exchange);
   thread_ = std::thread([this] {
@@ -219,10 +223,11 @@ uint64_t DeviceSide::enqueue(const Operation& operation, const Choice& choice, v
     throw;
   }
   last_ = record;
+  const uint64_t flight = log_->given_to_device(operation, choice, record.sequence, limit);
   const std::lock_guard lock(mutex_);
   record.finished = shown_.finished;
   if (!in_graph) {
-    flying_.push_back(Flying{ticket, record, limit, false, {}});
+    flying_.push_back(Flying{ticket, record, limit, flight, false, {}});
   } else {
     graph_limit_ = limit;
     if (flying_.empty()) record.finished = record.sequence;
@@ -264,6 +269,8 @@ void DeviceSide::note_unfinished() {
   unfinished_ = Failure{ErrorKind::kPeer, str(describe(flying_.front().record),
                                               ": the communicator was closed before it was "
                                               "complete")};
+  const Failure failure = transport_->failure().value_or(*unfinished_);
+  for (const Flying& flying : flying_) log_->device_fails(flying.flight, failure);
 }
 
 std::optional<Failure> DeviceSide::failure() {

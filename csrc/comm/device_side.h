@@ -16,6 +16,7 @@
 
 #include "base/clock.h"
 #include "comm/communicator.h"
+#include "comm/logbook.h"
 #include "comm/tuner.h"
 #include "cpu/diagnosis.h"
 #include "cuda/engine.h"
@@ -31,8 +32,8 @@ class DeviceSide {
  public:
   /// Makes the engine with the other ranks. Throws UsageError on all ranks if it cannot be made on
   /// one of them; the communicator stays usable.
-  DeviceSide(std::shared_ptr<Transport> transport, int device, void* stream,
-             const std::string& name, const ExchangeBytes& exchange);
+  DeviceSide(std::shared_ptr<Transport> transport, std::shared_ptr<Logbook> log, int device,
+             void* stream, const std::string& name, const ExchangeBytes& exchange);
   /// close()
   ~DeviceSide();
   DeviceSide(const DeviceSide&) = delete;
@@ -57,6 +58,7 @@ class DeviceSide {
     uint64_t ticket = 0;
     OpRecord record;
     std::chrono::milliseconds limit{0};
+    uint64_t flight = 0;  ///< in the flight recorder
     bool begun = false;
     Clock::time_point since;  ///< it could run
   };
@@ -78,6 +80,7 @@ class DeviceSide {
   void watch();
   void tick();
   void advance();
+  void note_failure(const Failure& own);
   void look_at_waits();
   void look_for_disagreement(const DeviceEngine& engine) const;
   void check();
@@ -90,6 +93,7 @@ class DeviceSide {
   std::string waits_text(const OpRecord& operation) const;
 
   const std::shared_ptr<Transport> transport_;
+  const std::shared_ptr<Logbook> log_;
   const Diagnosis diagnosis_;
   const int device_;
   StagingGeometry geometry_;

@@ -90,6 +90,17 @@ void DeviceSide::tick() {
   }
   transport_->fail(failure);
   engine->abort();
+  note_failure(failure);
+}
+
+/// In the flight recorder, of all operations that have not ended. What came first counts.
+void DeviceSide::note_failure(const Failure& own) {
+  const Failure failure = transport_->failure().value_or(own);
+  {
+    const std::lock_guard lock(mutex_);
+    for (const Flying& flying : flying_) log_->device_fails(flying.flight, failure);
+  }
+  log_->failed();
 }
 
 /// Takes note of what is complete.
@@ -106,12 +117,19 @@ void DeviceSide::advance() {
       if (progress == Progress::kRunning && !flying_.front().begun) {
         flying_.front().begun = true;
         flying_.front().since = Clock::now();
+        log_->device_begins(flying_.front().flight);
       }
       if (progress == Progress::kRunning) stage = Stage::kRunning;
       break;
     }
+    const bool begun = flying_.front().begun;
     flying_.pop_front();
-    if (engine->aborted()) continue;  // left, not finished
+    if (engine->aborted()) {  // left, not finished
+      if (const auto failure = transport_->failure()) log_->device_fails(flying->flight, *failure);
+      continue;
+    }
+    if (!begun) log_->device_begins(flying->flight);
+    log_->device_ends(flying->flight);
     shown_.finished = flying->record.sequence;
     if (flying_.empty()) shown_.finished = shown_.sequence;  // what came after is part of graphs
   }

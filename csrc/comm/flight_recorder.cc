@@ -128,12 +128,12 @@ uint64_t FlightRecorder::add(FlightEntry entry) {
 }
 
 FlightEntry* FlightRecorder::find(uint64_t id) {
-  if (id == 0) return nullptr;
   FlightEntry& entry = ring_[(id - 1) % ring_.size()];
   return entry.id == id ? &entry : nullptr;
 }
 
 void FlightRecorder::started(uint64_t id, int64_t now) {
+  if (id == 0) return;
   const std::lock_guard lock(mutex_);
   FlightEntry* entry = find(id);
   if (entry == nullptr) return;
@@ -142,6 +142,7 @@ void FlightRecorder::started(uint64_t id, int64_t now) {
 }
 
 void FlightRecorder::completed(uint64_t id, int64_t now) {
+  if (id == 0) return;
   const std::lock_guard lock(mutex_);
   FlightEntry* entry = find(id);
   if (entry == nullptr) return;
@@ -150,11 +151,13 @@ void FlightRecorder::completed(uint64_t id, int64_t now) {
 }
 
 void FlightRecorder::failed(uint64_t id, const std::string& error) {
+  if (id == 0) return;
   const std::lock_guard lock(mutex_);
   if (FlightEntry* entry = find(id)) entry->error = error;
 }
 
 void FlightRecorder::met(uint64_t id, int peer, uint64_t sequence) {
+  if (id == 0) return;
   const std::lock_guard lock(mutex_);
   FlightEntry* entry = find(id);
   if (entry == nullptr) return;

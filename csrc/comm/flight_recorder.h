@@ -48,7 +48,7 @@ struct FlightEntry {
   FlightState state = FlightState::kScheduled;
   bool async = false;
   bool uneven = false;     ///< blocks of unequal size
-  bool on_device = false;  ///< its state stays kScheduled until somebody has asked for its end
+  bool on_device = false;  ///< times are when the host saw it; in a graph it stays kScheduled
   std::string error;       ///< what it ended with, if not well
 };
 

@@ -76,6 +76,12 @@ uint64_t Logbook::given_to_device(const Operation& operation, const Choice& choi
   return recorder_->add(std::move(entry));
 }
 
+void Logbook::device_begins(uint64_t flight) { recorder_->started(flight, now_ns()); }
+void Logbook::device_ends(uint64_t flight) { recorder_->completed(flight, now_ns()); }
+void Logbook::device_fails(uint64_t flight, const Failure& failure) {
+  recorder_->failed(flight, failure.message);
+}
+
 void Logbook::begins(uint64_t flight, const OpRecord& record) {
   began_ns_ = record.alive_ns;
   if (flight != 0) recorder_->started(flight, record.alive_ns);

@@ -52,9 +52,13 @@ class Logbook {
   /// flight recorder.
   uint64_t given(const Operation& operation, const Choice& choice, std::chrono::milliseconds limit,
                  int64_t now, Given how);
-  /// An operation has been given to the device.
+  /// An operation has been given to the device. What follows on its way is what the host sees of
+  /// it, some time after it happened; of an operation in a graph it sees nothing.
   uint64_t given_to_device(const Operation& operation, const Choice& choice, uint64_t sequence,
                            std::chrono::milliseconds limit);
+  void device_begins(uint64_t flight);
+  void device_ends(uint64_t flight);
+  void device_fails(uint64_t flight, const Failure& failure);
   /// It runs: every rank can see it in the transport. `flight` is 0 where given() said that it
   /// starts.
   void begins(uint64_t flight, const OpRecord& record);

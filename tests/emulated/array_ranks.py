@@ -257,6 +257,9 @@ def on_both(steps: int) -> list[Any]:
         recorded = [entry for entry in dpcomm.flight_record(comm) if entry["on_device"]]
         assert [entry["sequence"] for entry in recorded] == list(range(1, steps + 1))
         assert {entry["input_elems"] for entry in recorded} == {257}
+        assert {entry["state"] for entry in recorded} == {"completed"}
+        for entry in recorded:
+            assert 0 < entry["created_ns"] <= entry["started_ns"] <= entry["completed_ns"]
         assert dpcomm.stats(comm).collectives["all_reduce"].operations == 2 * steps
     return outputs
 

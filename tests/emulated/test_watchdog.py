@@ -7,11 +7,13 @@ with graphs. Kernels, streams and memory are those of the fake CUDA runtime.
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +117,43 @@ def test_errors(emulated_cuda: dict[str, str], kind: str, text: str) -> None:
     said = [o.result for o in launch(scenario, 2, emulated_cuda, kind, may_die=may_die)]
     assert re.fullmatch(text, said[0]), said[0]
     assert said[1] in (said[0], None)
+
+
+def recorded(rank: Rank, _: None) -> list[tuple[str, bool, bool, str]]:
+    """Rank 1 takes part in the first of three operations that one stream has."""
+    place = Place(rank.rank)
+    comm = rank.communicator(timeout=1)
+    place.reduce(comm, algorithm="ring").synchronize()
+    if rank.rank == 1:
+        time.sleep(3)
+        return []
+    place.reduce(comm, algorithm="ring")
+    error_of(lambda: place.reduce(comm, algorithm="ring").synchronize())
+    return [
+        (
+            entry["state"],
+            entry["started_ns"] is not None,
+            entry["completed_ns"] is not None,
+            entry["error"] or "",
+        )
+        for entry in dpcomm.flight_record(comm)
+        if entry["on_device"]
+    ]
+
+
+def test_the_flight_recorder_sees_how_far_operations_came(
+    emulated_cuda: dict[str, str], tmp_path: Path
+) -> None:
+    variables = {**emulated_cuda, "DPCOMM_FLIGHT_RECORDER_DUMP": str(tmp_path / "flight")}
+    first, second, third = results(recorded, 2, variables, None)[0]
+    assert first == ("completed", True, True, "")
+    assert second[:3] == ("started", True, False)
+    assert third[:3] == ("scheduled", False, False)
+    assert re.match(rf"rank 0 {AT} waited 1 s in all_reduce #2 ", second[3])
+    assert third[3] == second[3]
+    entries = pickle.loads((tmp_path / "flight0").read_bytes())["entries"]
+    on_device = [entry for entry in entries if entry["process_group"][0].endswith("on device")]
+    assert [entry["state"] for entry in on_device] == ["completed", "started", "scheduled"]
 
 
 # --- ranks in one process -------------------------------------------------------------------------

@@ -1,9 +1,14 @@
 // Communicators that run from several threads, are closed or aborted in the middle of an operation,
 // and are made again; over inproc, for the sanitizers.
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 
 #include "base/error.h"
+#include "comm/flight_recorder.h"
 #include "group.h"
 
 namespace dpcomm {
@@ -213,6 +218,65 @@ TEST(a_communicator_is_dropped_with_operations_in_flight) {
       CHECK(kind_of_error([&] { work->wait(); }) == ErrorKind::kPeer);
     }
   }
+}
+
+/// What must hold of entries at any moment.
+void check_entries(const std::vector<FlightEntry>& entries, size_t groups) {
+  for (size_t i = 0; i < entries.size(); ++i) {
+    const FlightEntry& entry = entries[i];
+    CHECK_EQ(entry.id, entries[0].id + i);
+    CHECK(entry.group < groups);
+    CHECK(entry.created_ns > 0);
+    CHECK_EQ(entry.started_ns != 0, entry.state != FlightState::kScheduled);
+    CHECK_EQ(entry.completed_ns != 0, entry.state == FlightState::kCompleted);
+    if (entry.completed_ns != 0) CHECK(entry.completed_ns >= entry.started_ns);
+  }
+}
+
+TEST(operations_are_recorded_while_others_dump_the_records) {
+  const auto folder = std::filesystem::temp_directory_path() / str("dpcomm-flight-", getpid());
+  std::filesystem::create_directory(folder);
+  std::atomic<bool> ended{false};
+  std::atomic<int> dumps{0};
+  std::thread reader([&] {
+    while (!ended.load()) {
+      for (const auto& recorder : FlightRecorder::all()) {
+        const auto entries = recorder->entries();
+        check_entries(entries, recorder->groups().size());
+        recorder->dump(folder.string() + "/");
+        dumps.fetch_add(1);
+      }
+    }
+  });
+  for (int round = 0; round < scaled(2); ++round) {
+    run_group(3, group_options(fresh_name()), [](Communicator& communicator) {
+      const int rank = communicator.rank();
+      std::vector<float> values(1000, 1.0f), sent(1000), received(1000);
+      std::vector<std::shared_ptr<Work>> works;
+      for (int i = 0; i < 100; ++i) {
+        Operation operation = sum(10);
+        operation.input = operation.output = values.data() + i * 10;
+        i % 2 == 0 ? works.push_back(communicator.submit(operation)) : communicator.run(operation);
+        works.push_back(communicator.send((rank + 1) % 3, i, sent.data() + i * 10, 40));
+        works.push_back(communicator.recv((rank + 2) % 3, i, received.data() + i * 10, 40));
+      }
+      for (const auto& work : works) work->wait();
+    });
+  }
+  ended = true;
+  reader.join();
+  CHECK(dumps.load() > 0);
+  for (int rank = 0; rank < 3; ++rank) {
+    const auto recorder = FlightRecorder::of(rank);
+    for (const FlightEntry& entry : recorder->entries()) {
+      if (entry.group + 1 == recorder->groups().size()) {
+        CHECK(entry.state == FlightState::kCompleted);
+      }
+    }
+    std::ifstream file(recorder->dump(folder.string() + "/"), std::ios::binary);
+    CHECK_EQ(file.get(), 0x80);  // how a pickle begins
+  }
+  std::filesystem::remove_all(folder);
 }
 
 TEST(a_wait_with_a_limit_leaves_the_operation_alone) {
