@@ -11,10 +11,17 @@ from typing import Any
 
 import pytest
 
-nbclient = pytest.importorskip("nbclient")
-nbformat = pytest.importorskip("nbformat")
+try:
+    import nbclient
+    import nbformat
+except ImportError:
+    nbclient = None
 
-pytestmark = [pytest.mark.frameworks, pytest.mark.timeout(200)]
+pytestmark = [
+    pytest.mark.frameworks,
+    pytest.mark.timeout(200),
+    pytest.mark.skipif(nbclient is None, reason="nbclient is not installed: make frameworks"),
+]
 
 FIRST = """
 import os, pathlib, time
