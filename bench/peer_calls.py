@@ -77,7 +77,8 @@ class Mpi(Calls):
     def start(self, place: Place) -> None:
         import mpi4py
 
-        mpi4py.rc.thread_level = "single"  # the cheapest that MPI offers
+        # The cheapest that MPI offers, unless the driver knows better.
+        mpi4py.rc.thread_level = os.environ.get("PEERS_THREADS", "single")
         from mpi4py import MPI
 
         self.comm, self.in_place = MPI.COMM_WORLD, MPI.IN_PLACE

@@ -171,6 +171,8 @@ def main(kinds: dict[str, type[Calls]] = CALLS) -> None:
     )  # PR_SET_PDEATHSIG: no rank outlives its launcher
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver ends its ranks itself
     environment = os.environ
+    if "PEERS_CORE" in environment:
+        os.sched_setaffinity(0, {int(environment["PEERS_CORE"])})
     link = socket.socket(socket.AF_UNIX)
     link.connect("\0" + environment["PEERS_SOCKET"])
 

@@ -36,6 +36,7 @@ from dpcomm.bench.units import format_size, parse_size
 
 SIZES = "8,1K,32K,256K,1M,4M,25M,100M"
 QUICK_SIZES = "8,32K,1M,25M"
+LEAST_ROUNDS = 3  # of a peer that is too slow for all of them
 LEAST_COPIED = 64 * 2**10  # below, copies do not leave the caches
 
 
@@ -49,6 +50,7 @@ class Plan:
     start_s: float = 60  # deadlines: of a group's start
     answer_s: float = 30  # of one order
     least_calls: int = 2
+    pin: bool = False
 
 
 class Bench:
@@ -89,13 +91,15 @@ class Bench:
         started = []
         for i, peer in enumerate(self._peers):
             reason = peer.missing(self._environments)
+            began = time.monotonic()
             if not reason:
                 folder = self._folder / f"{ranks}-{i}"
-                group = Group(peer, ranks, folder, self._environments, self._mark)
+                group = Group(peer, ranks, folder, self._environments, self._mark, self._plan.pin)
                 self._groups.append(group)
                 try:
                     group.start(self._plan.start_s, max(self._plan.sizes))
                     started.append(group)
+                    _say(f"{peer.name}: started in {time.monotonic() - began:.1f} s")
                 except GroupError as error:
                     group.kill()
                     reason = f"does not start: {error}"
@@ -140,24 +144,44 @@ class Turn:
         self.group, self._size, self._plan = group, size, plan
         self._rounds: list[dict[str, float]] = []
         self._calls, self._warmup = plan.least_calls, 1
+        self._limit, self._last, self._fastest = 0, float("inf"), float("inf")
+        self._spent_s = 0.0
         self.wrong = 0
 
     def check(self) -> None:
         """One call's result against what it must be; then how many calls a loop gets."""
         answers = self._ask(do="check", seed=self._size % 1000)
         self.wrong += sum(answer["wrong"] for answer in answers)
-        limit = min(answer["limit"] for answer in answers)
-        for share in (0.02, 1):  # of a batch: a guess from two calls, then from a short loop
-            seconds = self._time()["seconds"]
-            wanted = min(int(share * self._plan.batch_s / seconds), limit * 3 // 4)
-            self._calls = max(self._plan.least_calls, wanted)
-        # Caches, predictors and the scheduler find back into a group that stood still.
-        self._warmup = max(1, min(50, limit // 5, int(0.1 * self._plan.batch_s / seconds)))
+        self._limit = min(answer["limit"] for answer in answers)
+        for _ in range(6):  # the fastest of some loops, each longer than the last, tells how many
+            calls = self._calls
+            self._time()
+            self._choose_calls()
+            if self._calls < 2 * calls:
+                break
 
     def measure(self) -> None:
-        """One round."""
-        if not self.wrong:
-            self._rounds.append(self._time())
+        """One round; none where the first ones took ten times what all of them should."""
+        allowed_s = 10 * self._plan.rounds * self._plan.batch_s
+        if self.wrong or (self._spent_s > allowed_s and len(self._rounds) >= LEAST_ROUNDS):
+            return
+        began = time.monotonic()
+        self._rounds.append(self._time())
+        self._spent_s += time.monotonic() - began
+        self._choose_calls()
+
+    def _choose_calls(self) -> None:
+        """As many as fill a batch by the fastest loop so far; in steps, as one loop may mislead."""
+        if (
+            self._last * self._calls > 3 * self._plan.batch_s
+        ):  # the rule here, or somebody disturbed
+            self._calls //= 4
+        else:
+            wanted = min(int(self._plan.batch_s / self._fastest), self._limit * 3 // 4)
+            self._calls = max(self._calls, min(wanted, 10 * self._calls))
+        self._calls = max(self._plan.least_calls, self._calls)
+        # Caches, predictors and the scheduler find back into a group that stood still.
+        self._warmup = max(1, self._calls // 5)
 
     def _time(self) -> dict[str, float]:
         answers = self._ask(do="time", calls=self._calls, warmup=self._warmup)
@@ -166,8 +190,10 @@ class Turn:
             whole = max(a["ended"] for a in answers) - min(a["began"] for a in answers)
         else:
             whole = max(answer["ended"] - answer["began"] for answer in answers)
+        seconds = max(whole, 1e-9) / self._calls
+        self._last, self._fastest = seconds, min(self._fastest, seconds)
         cpu = max(answer["cpu"] for answer in answers)
-        return {"seconds": max(whole, 1e-9) / self._calls, "cpu": cpu / self._calls}
+        return {"seconds": seconds, "cpu": cpu / self._calls}
 
     def _ask(self, **order: Any) -> list[dict[str, Any]]:
         return self.group.ask({**order, "bytes": self._size}, self._plan.answer_s)
@@ -226,7 +252,7 @@ def benchmark(
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "dpcomm": dpcomm.__version__,
-        "options": {"rounds": plan.rounds, "batch_ms": plan.batch_s * 1e3},
+        "options": {"rounds": plan.rounds, "batch_ms": plan.batch_s * 1e3, "pin": plan.pin},
         "runs": [],
     }
     with _limited(limit_s):
@@ -248,6 +274,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="(21)")
     parser.add_argument("--batch-ms", type=float, help="of one peer's loop in a round (30)")
     parser.add_argument("--quick", action="store_true", help=f"5 rounds of 10 ms, {QUICK_SIZES}")
+    parser.add_argument(
+        "--pin", action="store_true", help="each rank to a core, where they suffice"
+    )
     parser.add_argument("--limit", type=float, default=1200, help="seconds of the whole (1200)")
     parser.add_argument("--json", type=Path, help="write everything, each round too")
     parser.add_argument("--plot", type=Path, help="draw time and ratio (PNG, SVG, PDF)")
@@ -269,6 +298,7 @@ def main() -> int:
         sizes,
         arguments.rounds or (5 if quick else 21),
         (arguments.batch_ms or (10 if quick else 30)) / 1e3,
+        pin=arguments.pin,
     )
     names = [name.strip() for name in arguments.peers.split(";")] if arguments.peers else None
     unknown = set(names or ()) - {peer.name for peer in PEERS}
