@@ -20,12 +20,13 @@ export TORCH_CUDA_ARCH_LIST ?= 8.0+PTX
 NATIVE_SOURCES := $(shell find csrc cmake -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml \
                   dpcomm/_build_record.py.in
 
-.PHONY: help venv build demo test check format campaign frameworks peers plants sass sanitize clean distclean
+.PHONY: help venv build demo test test-torch check format campaign frameworks peers plants sass sanitize clean distclean
 .PHONY: check-format check-ruff check-mypy check-stubs check-layering check-warnings
 
 help:
 	@echo "make demo      train on handwritten digits with gloo, dpcomm and dpcomm+fp16; table and picture"
 	@echo "make test      the tests (PYTEST_ARGS=... passes arguments on)"
+	@echo "make test-torch TORCH=2.14.0  the backend's tests with another torch, in build/torch-2.14.0"
 	@echo "make check     formatting, ruff, mypy, stubs, layering, compiler warnings: what CI checks"
 	@echo "make format    put the sources into the checked format"
 	@echo "make sanitize  native tests under AddressSanitizer + UBSan and under ThreadSanitizer"
@@ -72,6 +73,11 @@ demo: build
 TEST_WORKERS ?= 2
 test: build
 	$(PYTEST) -n $(TEST_WORKERS) $(PYTEST_ARGS)
+
+# With a torch that is not that of requirements/torch.txt; not part of `make test`.
+test-torch:
+	@[ -n "$(TORCH)" ] || { echo "make test-torch TORCH=<version>" >&2; exit 1; }
+	PYTHON="$(PYTHON)" tools/test_with_torch.sh "$(TORCH)" $(PYTEST_ARGS)
 
 campaign: build
 	$(PYTEST) -m campaign -o faulthandler_timeout=86400 $(PYTEST_ARGS)

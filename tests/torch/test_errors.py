@@ -64,7 +64,8 @@ def death(rank: int, world: int) -> None:
     with pytest.raises(dpcomm.PeerError, match=text):
         work.wait()
     assert work.is_completed()
-    assert isinstance(work.exception(), Exception | None)
+    if not torch.__version__.startswith("2.12."):  # whose exception() cannot give one to Python
+        assert isinstance(work.exception(), Exception | None)
     with pytest.raises(dpcomm.PeerError, match=text):
         dist.all_reduce(torch.ones(3), group=groups[1], async_op=True).get_future().wait()
     chained = dist.all_reduce(torch.ones(3), group=groups[1], async_op=True).get_future()

@@ -327,6 +327,8 @@ def refusals(rank: int, world: int) -> None:
     ones = torch.ones(4)
     group = dist.group.WORLD
     peer = (rank + 1) % world
+    newer = hasattr(group, "all_to_all_single")  # the method's name from torch 2.13 on
+    all_to_all_single = group.all_to_all_single if newer else group.alltoall_base
     refused = {
         "is no rank": lambda: group.gather([], [ones], gather_options(world)),
         "only the root": lambda: group.gather([[ones] * world], [ones], gather_options(peer)),
@@ -334,10 +336,10 @@ def refusals(rank: int, world: int) -> None:
         "to itself": lambda: dist.all_to_all(
             [torch.ones(3 if r == rank else 4) for r in range(world)], [ones] * world
         ),
-        "split sizes": lambda: group.all_to_all_single(
+        "split sizes": lambda: all_to_all_single(
             ones, ones, [4] + [0] * world, [], dist.AllToAllOptions()
         ),
-        "do not divide": lambda: group.all_to_all_single(
+        "do not divide": lambda: all_to_all_single(
             torch.ones(2 * world + 1), torch.ones(2 * world + 1), [], [], dist.AllToAllOptions()
         ),
         "negative": lambda: group.send([ones], peer, -1),
