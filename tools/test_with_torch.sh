@@ -11,14 +11,14 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 here=$root/build/torch-$version
 copy=$here/dpcomm
 python=$here/venv/bin/python
-pip="$python -m pip --disable-pip-version-check install --quiet"
+install() { "$python" -m pip --disable-pip-version-check install --quiet "$@"; }
 
 if [ ! -e "$here/ready" ]; then
   mkdir -p "$here"
   "$root/tools/make_venv.sh" "$here/venv" "${PYTHON:-}"
-  $pip -r "$root/requirements/build.txt" -r "$root/requirements/test.txt"
-  $pip --no-deps "torch==$version"
-  $pip filelock typing_extensions sympy networkx jinja2 fsspec
+  install -r "$root/requirements/build.txt" -r "$root/requirements/test.txt"
+  install --no-deps "torch==$version"
+  install filelock typing_extensions sympy networkx jinja2 fsspec
   touch "$here/ready"
 fi
 rm -rf "$copy/tests"
@@ -29,7 +29,7 @@ for each in csrc cmake dpcomm tests docs tools examples bench CMakeLists.txt set
 done
 rm -f "$copy"/dpcomm/*.so "$copy/dpcomm/_build_record.py"
 cd "$copy"
-DPCOMM_TORCH=on DPCOMM_CUDA=off $pip --no-build-isolation --no-deps --editable .
+DPCOMM_TORCH=on DPCOMM_CUDA=off install --no-build-isolation --no-deps --editable .
 if ! "$python" -c "import torch" 2>"$here/import.log"; then
   folder=$("$python" -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])')
   "$python" tools/cuda_stubs.py "$folder" "$here/stubs"
