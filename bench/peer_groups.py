@@ -210,6 +210,11 @@ class Group:
         if sorted(greeting["rank"] for greeting in greetings) != list(range(self.size)):
             raise self._error(f"ranks are {[greeting['rank'] for greeting in greetings]}")
 
+    @property
+    def pids(self) -> list[int]:
+        """The ranks."""
+        return list(self._pids)
+
     # --- orders ---------------------------------------------------------------------------------
     def ask(self, order: dict[str, Any], deadline_s: float) -> list[dict[str, Any]]:
         """Gives an order to all ranks and returns their answers.

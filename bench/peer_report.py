@@ -87,7 +87,11 @@ def tables(run: Run) -> list[str]:
                 continue
             cells = {r["size_bytes"]: r for r in run["rows"] if r["peer"] == peer}
             lines.append(_line(peer, [_cell(cells.get(size), key, form) for size in sizes]))
-    return lines + _roofline(run, sizes)
+    lines += _roofline(run, sizes)
+    others = [row["others_load"] for row in run["rows"] if row["others_load"] is not None]
+    if others:
+        lines += ["", f"# other processes took up to {max(others):.0%} of the cores meanwhile"]
+    return lines
 
 
 def _roofline(run: Run, sizes: list[int]) -> list[str]:

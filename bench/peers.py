@@ -30,6 +30,7 @@ from typing import Any
 
 import peer_report
 from peer_groups import HOME, PEERS, Group, GroupError, Peer, end_processes
+from peer_load import OthersLoad
 
 import dpcomm
 from dpcomm.bench.units import format_size, parse_size
@@ -37,6 +38,7 @@ from dpcomm.bench.units import format_size, parse_size
 SIZES = "8,1K,32K,256K,1M,4M,25M,100M"
 QUICK_SIZES = "8,32K,1M,25M"
 LEAST_ROUNDS = 3  # of a peer that is too slow for all of them
+BUSY = 0.05  # other processes' share of the cores that is worth a note
 LEAST_COPIED = 64 * 2**10  # below, copies do not leave the caches
 
 
@@ -51,6 +53,10 @@ class Plan:
     answer_s: float = 30  # of one order
     least_calls: int = 2
     pin: bool = False
+
+
+class OutOfTime(Exception):
+    """--limit is over."""
 
 
 class Bench:
@@ -71,21 +77,17 @@ class Bench:
         end_processes(self._mark)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def run(self, ranks: int) -> dict[str, Any]:
-        """All sizes with that many ranks."""
-        skipped: list[dict[str, str]] = []
-        groups = self._start(ranks, skipped)
-        record: dict[str, Any] = {"ranks": ranks, "cores": len(os.sched_getaffinity(0))}
+    def run(self, ranks: int, record: dict[str, Any]) -> None:
+        """All sizes with that many ranks; fills `record`, which holds what there is at any time."""
+        record |= {"ranks": ranks, "cores": len(os.sched_getaffinity(0)), "rows": []}
+        record |= {"peers": [], "skipped": []}
+        groups = self._start(ranks, record["skipped"])
         record["peers"] = [{"peer": g.peer.name, "version": g.version} for g in groups]
-        record["rows"] = [
-            row for size in self._plan.sizes for row in self._measure(groups, size, skipped)
-        ]
-        record["skipped"] = skipped
-        peer_report.add_comparisons(record)
+        for size in self._plan.sizes:
+            record["rows"] += self._measure(groups, size, record["skipped"])
         for group in groups:
             group.close()
         self._groups = []
-        return record
 
     def _start(self, ranks: int, skipped: list[dict[str, str]]) -> list[Group]:
         started = []
@@ -113,6 +115,7 @@ class Bench:
         self, groups: list[Group], size: int, skipped: list[dict[str, str]]
     ) -> list[dict[str, Any]]:
         began = time.monotonic()
+        load = OthersLoad(pid for group in groups for pid in group.pids)
         turns = [Turn(group, size, self._plan) for group in groups if _fits(group.peer, size)]
         steps = [Turn.check, *[Turn.measure] * self._plan.rounds]
         for number, step in enumerate(steps):
@@ -133,8 +136,10 @@ class Bench:
             if turn.wrong:
                 self.failed = True
                 _say(f"wrong: {turn.group.peer.name}, {format_size(size)}: {turn.wrong} elements")
-        _say(f"{format_size(size)}: {time.monotonic() - began:.1f} s")
-        return [turn.row() for turn in turns]
+        others = load.share()
+        note = f"; other work took {others:.0%} of the cores" if others and others > BUSY else ""
+        _say(f"{format_size(size)}: {time.monotonic() - began:.1f} s{note}")
+        return [{**turn.row(), "others_load": others} for turn in turns]
 
 
 class Turn:
@@ -229,6 +234,8 @@ def _limited(seconds: float) -> Iterator[None]:
     """Turns SIGTERM and the end of the time into exceptions, so that everything is ended."""
 
     def end(number: int, _: object) -> None:
+        if number == signal.SIGALRM:
+            raise OutOfTime
         raise SystemExit(f"ended by {signal.Signals(number).name}")
 
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
@@ -259,16 +266,22 @@ def benchmark(
         try:
             for count in ranks:
                 _say(f"{count} ranks")
-                record["runs"].append(bench.run(count))
+                record["runs"].append({})
+                bench.run(count, record["runs"][-1])
+        except OutOfTime:
+            _say(f"not finished in {limit_s:.0f} s (--limit)")
+            bench.failed = True
         finally:
             bench.close()
+    for run in record["runs"]:
+        peer_report.add_comparisons(run)
     return record, not bench.failed
 
 
 def _arguments() -> argparse.Namespace:
     known = ", ".join(repr(peer.name) for peer in PEERS)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ranks", default="2,4", help="numbers of ranks (2,4)")
+    parser.add_argument("--ranks", help="numbers of ranks (2,4; with --quick 2)")
     parser.add_argument("--sizes", help=f"bytes, with K or M ({SIZES})")
     parser.add_argument("--peers", help=f"some of {known}; separated by ';' (all)")
     parser.add_argument("--rounds", type=int, help="(21)")
@@ -306,7 +319,7 @@ def main() -> int:
         print(f"--peers: nobody is called {', '.join(sorted(unknown))}", file=sys.stderr)
         return 2
     peers = [peer for peer in PEERS if names is None or peer.name in names]
-    ranks = [int(text) for text in arguments.ranks.split(",")]
+    ranks = [int(text) for text in (arguments.ranks or ("2" if quick else "2,4")).split(",")]
     record, well = benchmark(peers, ranks, plan, arguments.environments, arguments.limit)
     for run in record["runs"]:
         print("\n".join(peer_report.tables(run)) + "\n")
