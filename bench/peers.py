@@ -55,7 +55,7 @@ class Plan:
     pin: bool = False
 
 
-class OutOfTime(Exception):
+class OutOfTimeError(Exception):
     """--limit is over."""
 
 
@@ -235,7 +235,7 @@ def _limited(seconds: float) -> Iterator[None]:
 
     def end(number: int, _: object) -> None:
         if number == signal.SIGALRM:
-            raise OutOfTime
+            raise OutOfTimeError
         raise SystemExit(f"ended by {signal.Signals(number).name}")
 
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
@@ -268,7 +268,7 @@ def benchmark(
                 _say(f"{count} ranks")
                 record["runs"].append({})
                 bench.run(count, record["runs"][-1])
-        except OutOfTime:
+        except OutOfTimeError:
             _say(f"not finished in {limit_s:.0f} s (--limit)")
             bench.failed = True
         finally:
