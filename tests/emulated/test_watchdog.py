@@ -122,13 +122,13 @@ def test_errors(emulated_cuda: dict[str, str], kind: str, text: str) -> None:
 def recorded(rank: Rank, _: None) -> list[tuple[str, bool, bool, str]]:
     """Rank 1 takes part in the first of three operations that one stream has."""
     place = Place(rank.rank)
-    comm = rank.communicator(timeout=1)
+    comm = rank.communicator(timeout=30)
     place.reduce(comm, algorithm="ring").synchronize()
     if rank.rank == 1:
-        time.sleep(3)
+        time.sleep(4)
         return []
-    place.reduce(comm, algorithm="ring")
-    error_of(lambda: place.reduce(comm, algorithm="ring").synchronize())
+    place.reduce(comm, algorithm="ring", timeout=1)
+    error_of(lambda: place.reduce(comm, algorithm="ring", timeout=1).synchronize())
     return [
         (
             entry["state"],
