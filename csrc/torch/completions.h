@@ -2,6 +2,7 @@
 // whom to tell when one is complete.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
@@ -20,7 +21,23 @@ class Completions {
   using Hook = std::function<void(std::shared_ptr<c10d::WorkInfo>)>;
   using Began = Clock::time_point;
 
-  /// A call begins; end() or drop() is to follow.
+  /// A call that its own thread runs to its end, from here to the end of the scope. Costs two
+  /// atomic additions where nobody asks for times: no hook is set, and no other call is on its way.
+  class Here {
+   public:
+    explicit Here(Completions& all);
+    ~Here();
+    Here(const Here&) = delete;
+    Here& operator=(const Here&) = delete;
+    /// The call is complete: calls the hook, in this thread.
+    void succeeded(c10d::OpType type, uint64_t sequence);
+
+   private:
+    Completions& all_;
+    const Began began_;  // of a call that a hook will hear of
+  };
+
+  /// Another call begins; end() or drop() is to follow.
   Began begin();
   /// How long a call that is complete now was active; one that has its place in the order of
   /// collectives (`in_order`) was not before the last one ended.
@@ -39,9 +56,14 @@ class Completions {
   bool wait(bool (*interrupted)());
 
  private:
-  mutable std::mutex mutex_;
+  void tell(c10d::OpType type, uint64_t sequence, Began began, std::chrono::duration<float> active);
+
+  std::atomic<size_t> here_{0};          // calls that their own threads run
+  std::atomic<size_t> on_their_way_{0};  // all others; written under mutex_
+  std::atomic<size_t> waiters_{0};       // threads in wait()
+  std::atomic<bool> hooked_{false};      // hook_ is there
+  std::mutex mutex_;                     // what follows
   std::condition_variable changed_;
-  size_t on_their_way_ = 0;
   Clock::time_point last_end_{};
   std::shared_ptr<const Hook> hook_;
 };

@@ -134,19 +134,13 @@ void ProcessGroupDpcomm::refuse(const OwnUsageError& reason) {
 
 void ProcessGroupDpcomm::run_here(Call& call, uint64_t sequence) {
   RECORD_FUNCTION(call.title(), std::vector<c10::IValue>());
-  const Completions::Began began = completions_->begin();
-  try {
-    for (Operation& operation : call.operations()) {
-      operation.interrupted = python_hooks().interrupted;
-      communicator_->run(operation);
-    }
-    call.finish();
-  } catch (...) {
-    completions_->drop();
-    throw;
+  Completions::Here here(*completions_);
+  for (Operation& operation : call.operations()) {
+    operation.interrupted = python_hooks().interrupted;
+    communicator_->run(operation);
   }
-  const auto active = completions_->measure(began, /*in_order=*/true);
-  completions_->end(call.type(), sequence, began, active, /*failed=*/false);
+  call.finish();
+  here.succeeded(call.type(), sequence);
 }
 
 ProcessGroupDpcomm::WorkPointer ProcessGroupDpcomm::start_on_device(Call&& call,

@@ -224,6 +224,25 @@ c10::intrusive_ptr<c10::ivalue::Future> CoalescedWork::getFuture() {
   return all;
 }
 
+Completions::Here::Here(Completions& all)
+    : all_(all), began_(all.has_hook() ? Clock::now() : Began()) {
+  all_.here_.fetch_add(1);
+}
+
+Completions::Here::~Here() {
+  if (all_.here_.fetch_sub(1) != 1 || all_.waiters_.load() == 0) return;
+  const std::lock_guard<std::mutex> lock(all_.mutex_);
+  all_.changed_.notify_all();
+}
+
+void Completions::Here::succeeded(c10d::OpType type, uint64_t sequence) {
+  // A call that begins from now on begins after this one has ended.
+  if (!all_.has_hook() && all_.on_their_way_.load() == 0) return;
+  const Began began = began_ == Began() ? Clock::now() : began_;
+  const auto active = all_.measure(began, /*in_order=*/true);
+  all_.tell(type, sequence, began, active);
+}
+
 Completions::Began Completions::begin() {
   const std::lock_guard<std::mutex> lock(mutex_);
   ++on_their_way_;
@@ -242,19 +261,23 @@ std::chrono::duration<float> Completions::measure(Began began, bool in_order) {
 
 void Completions::end(c10d::OpType type, uint64_t sequence, Began began,
                       std::chrono::duration<float> active, bool failed) {
+  if (!failed) tell(type, sequence, began, active);
+  drop();
+}
+
+void Completions::tell(c10d::OpType type, uint64_t sequence, Began began,
+                       std::chrono::duration<float> active) {
+  if (!has_hook()) return;
   std::shared_ptr<const Hook> hook;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     hook = hook_;
   }
-  if (hook != nullptr && !failed) {
-    try {
-      (*hook)(std::make_shared<c10d::WorkInfo>(type, sequence, began, Clock::now(), active));
-    } catch (const std::exception& error) {  // nobody is there to catch it
-      log_line(LogLevel::kWarn, str("a completion hook threw: ", error.what()));
-    }
+  try {
+    (*hook)(std::make_shared<c10d::WorkInfo>(type, sequence, began, Clock::now(), active));
+  } catch (const std::exception& error) {  // nobody is there to catch it
+    log_line(LogLevel::kWarn, str("a completion hook threw: ", error.what()));
   }
-  drop();
 }
 
 void Completions::drop() {
@@ -266,22 +289,24 @@ void Completions::set_hook(std::shared_ptr<const Hook> hook) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (hook_ != nullptr) throw usage_error("the group has a completion hook already");
   hook_ = std::move(hook);
+  hooked_.store(true);
 }
 
-bool Completions::has_hook() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return hook_ != nullptr;
-}
+bool Completions::has_hook() const { return hooked_.load(); }
 
 bool Completions::wait(bool (*interrupted)()) {
   constexpr std::chrono::milliseconds kLook(50);  // for signals
+  const auto done = [this] { return on_their_way_.load() == 0 && here_.load() == 0; };
+  waiters_.fetch_add(1);  // before the first look: whoever leaves after it tells
   std::unique_lock<std::mutex> lock(mutex_);
-  while (!changed_.wait_for(lock, kLook, [this] { return on_their_way_ == 0; })) {
+  bool stopped = false;
+  while (!stopped && !changed_.wait_for(lock, kLook, done)) {
     lock.unlock();
-    if (interrupted != nullptr && interrupted()) return false;
+    stopped = interrupted != nullptr && interrupted();
     lock.lock();
   }
-  return true;
+  waiters_.fetch_sub(1);
+  return !stopped;
 }
 
 }  // namespace dpcomm
