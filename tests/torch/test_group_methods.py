@@ -283,6 +283,38 @@ def test_hooks_and_pending_works() -> None:
     launch(hooks, 3)
 
 
+def synchronous_beside_others(rank: int, world: int) -> None:
+    """A synchronous call in another thread counts as pending, and as time before what follows."""
+    dist.init_process_group("dpcomm", timeout=PATIENCE)
+    group = dist.group.WORLD
+    x, y = torch.ones(10), torch.ones(10)
+    for follows in (False, True):
+        dist.barrier()
+        if rank != 0:
+            time.sleep(0.8)
+            dist.all_reduce(x)
+            if follows:
+                dist.all_reduce(y)
+            continue
+        caller = threading.Thread(target=lambda: dist.all_reduce(x), daemon=True)
+        caller.start()
+        time.sleep(0.2)
+        begin = time.monotonic()
+        work = dist.all_reduce(y, async_op=True) if follows else None
+        group._wait_for_pending_works()
+        assert time.monotonic() - begin > 0.3
+        caller.join(30)
+        assert not caller.is_alive()
+        if work is not None:
+            assert work.is_completed()
+            assert work._get_duration() < 300  # milliseconds; given 600 before it could begin
+    dist.destroy_process_group()
+
+
+def test_synchronous_calls_beside_others() -> None:
+    launch(synchronous_beside_others, 2)
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_coalescing(world: int) -> None:
     launch(coalescing, world)
