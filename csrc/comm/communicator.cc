@@ -19,6 +19,7 @@
 #include "comm/message_side.h"
 #include "comm/operation.h"
 #include "comm/tuner.h"
+#include "cpu/diagnosis.h"
 #include "cpu/executor.h"
 #include "transport/transport.h"
 
@@ -74,8 +75,11 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
 
   /// `device`: of its staging, for an operation on it; null for one on the CPU.
   Choice check(const Operation& operation, const StagingGeometry* device = nullptr) const;
+  OpRecord next_record(const Operation& operation, const Choice& choice) const;
   void execute(const Operation& operation, const Choice& choice, bool patient, uint64_t flight,
                Clock::time_point now);
+  Failure fail_all(const Failure& failure);
+  void abandon(const std::deque<Item>& items);
   void run_alone(const Operation& operation) const;
   void progress();
   void start_thread();
@@ -144,17 +148,10 @@ void Communicator::Impl::run_alone(const Operation& operation) const {
   }
 }
 
-/// `patient` where it runs beside the caller's own work; else it has begun when it was given.
-void Communicator::Impl::execute(const Operation& operation, const Choice& choice, bool patient,
-                                 uint64_t flight, Clock::time_point now) {
-  if (const auto failure = transport->failure()) throw Error(failure->kind, failure->message);
-  if (closing.load()) throw peer_error("the communicator is closed");
-  OpRecord& record = last;
+/// Of the operation that comes after the last one.
+OpRecord Communicator::Impl::next_record(const Operation& operation, const Choice& choice) const {
+  OpRecord record = last;
   ++record.sequence;
-  if (!operation.refusal.empty()) {
-    throw usage_error(transport->describe(transport->rank()), " cannot run ",
-                      name(operation.collective), " #", record.sequence, ": ", operation.refusal);
-  }
   record.count = told_count(operation, transport->world());
   record.blocks = blocks_digest(operation);
   record.factor = operation.op == ReduceOp::kPremulSum ? operation.factor : 0;
@@ -164,6 +161,19 @@ void Communicator::Impl::execute(const Operation& operation, const Choice& choic
   record.op = static_cast<uint8_t>(operation.op);
   record.wire = static_cast<uint8_t>(choice.wire);
   record.algorithm = static_cast<uint8_t>(choice.algorithm);
+  return record;
+}
+
+/// `patient` where it runs beside the caller's own work; else it has begun when it was given.
+void Communicator::Impl::execute(const Operation& operation, const Choice& choice, bool patient,
+                                 uint64_t flight, Clock::time_point now) {
+  if (const auto failure = transport->failure()) throw Error(failure->kind, failure->message);
+  if (!operation.refusal.empty()) {
+    throw usage_error(transport->describe(transport->rank()), " cannot run ",
+                      name(operation.collective), " #", last.sequence + 1, ": ", operation.refusal);
+  }
+  OpRecord& record = last;
+  record = next_record(operation, choice);
   record.alive_ns = to_ns(now);
   transport->announce(record);
   log->begins(patient ? flight : 0, record);
@@ -215,12 +225,29 @@ std::optional<Failure> Communicator::Impl::perform(const Operation& operation, c
   } catch (const std::exception& error) {
     failure = Failure{ErrorKind::kInternal, error.what()};
   }
-  if (!closing.load()) {
-    transport->fail(failure);
-    failure = transport->failure().value_or(failure);
-    log->fails(flight, failure);
-  }
+  failure = fail_all(failure);
+  log->fails(flight, failure);
   return failure;
+}
+
+/// The failure that all ranks have: this one, or an earlier one.
+Failure Communicator::Impl::fail_all(const Failure& failure) {
+  transport->fail(failure);
+  return transport->failure().value_or(failure);
+}
+
+/// Ends what was in the queue of a communicator that is closed, once nothing runs any more.
+void Communicator::Impl::abandon(const std::deque<Item>& items) {
+  if (items.empty()) return;
+  Failure failure;
+  try {
+    if (const auto first = transport->failure()) throw Error(first->kind, first->message);
+    const Item& next = items.front();
+    Diagnosis(*transport, Place::kHost).leave(next_record(next.operation, next.choice));
+  } catch (const Error& error) {
+    failure = fail_all(Failure{error.kind(), error.what()});
+  }
+  for (const Item& item : items) item.work->complete(failure);
 }
 
 void Communicator::Impl::progress() {
@@ -509,20 +536,16 @@ void Communicator::close() {
   Impl& impl = *impl_;
   if (impl.generation != fork_generation()) return;
   std::deque<Impl::Item> abandoned;
-  {
-    std::lock_guard lock(impl.mutex);
-    if (impl.closed) return;
-    impl.closed = true;
-    abandoned.swap(impl.queue);
-    impl.changed.notify_all();
-  }
+  std::unique_lock lock(impl.mutex);
+  if (impl.closed) return;
+  impl.closed = true;
+  abandoned.swap(impl.queue);
+  impl.changed.notify_all();
   impl.closing.store(true);
   impl.transport->wake(Port::kCollectives);
-  for (const auto& item : abandoned) {
-    item.work->complete(Failure{
-        ErrorKind::kPeer,
-        str(name(item.operation.collective), ": the communicator was closed before it ran")});
-  }
+  impl.changed.wait(lock, [&] { return !impl.busy; });  // what runs, in any thread, sees `closing`
+  lock.unlock();
+  impl.abandon(abandoned);
   impl.messages->close();
   if (impl.thread.joinable()) {
     if (impl.thread.get_id() == std::this_thread::get_id()) {
@@ -531,8 +554,7 @@ void Communicator::close() {
       impl.thread.join();
     }
   }
-  std::unique_lock lock(impl.mutex);
-  impl.changed.wait(lock, [&] { return !impl.busy; });  // a run() in another thread sees `closing`
+  lock.lock();
   const auto device = impl.device;
   lock.unlock();
   if (device != nullptr) device->close();

@@ -152,8 +152,8 @@ bool MessageSide::turn(bool check) {
       const Failure failure = transport_->failure().value_or(Failure());
       throw Error(failure.kind, failure.message);
     }
-    if (closed_) throw peer_error("the communicator was closed");
     moved = messenger_.progress();
+    if (closed_) leave();
     if (check) messenger_.check();
   } catch (const Error& error) {
     end(Failure{error.kind(), error.what()});
@@ -168,6 +168,16 @@ bool MessageSide::turn(bool check) {
   messenger_.finished().clear();
   wire_bytes_.store(messenger_.wire_bytes());
   return moved || !complete_.empty();
+}
+
+/// Throws what ends the messages of a rank that closes: a death is told to all. With the mutex
+/// held.
+void MessageSide::leave() {
+  if (const auto death = messenger_.death()) {
+    transport_->fail(*death);
+    throw Error(death->kind, death->message);
+  }
+  throw peer_error(transport_->describe(transport_->rank()), " has closed its communicator");
 }
 
 /// Ends what is on its way, on all ranks unless this one closes. With the mutex held.

@@ -52,6 +52,7 @@ class MessageSide : public std::enable_shared_from_this<MessageSide> {
   bool turn(bool check);
   bool complete_finished(Waiter& waiter);
   void let_others_in() const;
+  [[noreturn]] void leave();
   void end(Failure failure);
   void count(const Item& item);
 

@@ -119,6 +119,13 @@ void Diagnosis::check_peers(const OpRecord& operation) const {
                    " in ", describe(operation), report(operation));
 }
 
+void Diagnosis::leave(const OpRecord& operation) const {
+  check_disagreement(operation);
+  check_peers(operation);
+  throw peer_error(transport_.describe(transport_.rank()), " has closed its communicator with ",
+                   describe(operation), " in flight", report(operation));
+}
+
 std::string Diagnosis::report(const OpRecord& operation) const {
   std::string text;
   for (int peer = 0; peer < transport_.world(); ++peer) {

@@ -32,6 +32,9 @@ class Diagnosis {
   /// ranks that wait for each other the end may be busy elsewhere. What a rank finished before it
   /// went is all there.
   void check_peers(const OpRecord& operation) const;
+  /// Throws what ends the operation where this rank closes its communicator with it in flight: what
+  /// the two above find, so that a death is told as one, or else a PeerError that says so.
+  [[noreturn]] void leave(const OpRecord& operation) const;
   /// What a rank did last: "in all_reduce #7 (...), finished last: barrier #6".
   std::string history(int rank) const;
   /// How all ranks stand to the operation, one line for each, with what each finished last; begins

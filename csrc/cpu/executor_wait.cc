@@ -61,10 +61,7 @@ void Executor::show_life() {
 
 void Executor::find_reason(const std::vector<const Step*>& waiting) {
   if (const auto failure = transport_.failure()) throw Error(failure->kind, failure->message);
-  if (interrupted_.load()) {
-    throw peer_error(describe(task_->record), " of ", transport_.describe(rank_),
-                     " ended: the communicator was closed");
-  }
+  if (interrupted_.load()) diagnosis_.leave(task_->record);
   if (task_->interrupted != nullptr && *task_->interrupted && (*task_->interrupted)()) {
     throw peer_error(transport_.describe(rank_), " was interrupted in ", describe(task_->record));
   }

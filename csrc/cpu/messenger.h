@@ -28,6 +28,7 @@
 #include <deque>
 #include <list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -74,6 +75,8 @@ class Messenger {
   /// To be asked when a wait lasts: throws PeerError where a rank has gone that is needed, or
   /// TimeoutError.
   void check();
+  /// Of a rank that has died, where anything is on its way; nothing, if all live.
+  std::optional<Failure> death() const;
 
   /// Transfers that are complete, for the user to take.
   std::deque<std::shared_ptr<Transfer>>& finished() { return finished_; }

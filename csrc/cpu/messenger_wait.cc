@@ -55,6 +55,19 @@ void Messenger::check_gone() {
   }
 }
 
+std::optional<Failure> Messenger::death() const {
+  if (open_.empty()) return std::nullopt;
+  for (int rank = 0; rank < static_cast<int>(peers_.size()); ++rank) {
+    if (rank == rank_ || transport_.peer_state(rank) != PeerState::kDead) continue;
+    try {
+      throw_gone(rank, "died", *open_.front());
+    } catch (const Error& error) {
+      return Failure{error.kind(), error.what()};
+    }
+  }
+  return std::nullopt;
+}
+
 void Messenger::throw_gone(int rank, const char* how, const Transfer& transfer) const {
   throw peer_error(transport_.describe(rank), " ", how, " (", diagnosis_.history(rank),
                    "); noticed by ", transport_.describe(rank_), " in ", describe(transfer));

@@ -21,9 +21,9 @@ constexpr int kMessageSlots = 8;
 constexpr size_t kMaxMessageSlotBytes = size_t{128} << 10;
 constexpr size_t kTreeLaneShare = 8;  // a tree lane's slots are so many times smaller than lane 0's
 
-constexpr size_t failure_offset() { return 0; }
-constexpr size_t bells_offset() { return sizeof(FailureRecord); }
-size_t lines_offset(int world) { return bells_offset() + kPorts * world * sizeof(Bell); }
+constexpr size_t failures_offset() { return sizeof(FailureWord); }
+size_t bells_offset(int world) { return failures_offset() + world * sizeof(FailureText); }
+size_t lines_offset(int world) { return bells_offset(world) + kPorts * world * sizeof(Bell); }
 size_t channels_offset(int world) { return lines_offset(world) + world * sizeof(RankLine); }
 
 size_t floor_to(size_t value, size_t unit) { return value / unit * unit; }
@@ -155,7 +155,7 @@ void ArenaTransport::raise(const Error& error) {
 
 Bell& ArenaTransport::bell(int rank, Port port) const {
   const size_t index = size_t(rank) * kPorts + static_cast<size_t>(port);
-  return *reinterpret_cast<Bell*>(base_ + bells_offset() + index * sizeof(Bell));
+  return *reinterpret_cast<Bell*>(base_ + bells_offset(world()) + index * sizeof(Bell));
 }
 
 void ArenaTransport::ring_all() const {
@@ -168,8 +168,9 @@ RankLine& ArenaTransport::line(int rank) const {
   return *reinterpret_cast<RankLine*>(base_ + lines_offset(world()) + rank * sizeof(RankLine));
 }
 
-FailureRecord& ArenaTransport::failure_record() const {
-  return *reinterpret_cast<FailureRecord*>(base_ + failure_offset());
+Failures ArenaTransport::failures() const {
+  return Failures(*reinterpret_cast<FailureWord*>(base_),
+                  reinterpret_cast<FailureText*>(base_ + failures_offset()), world());
 }
 
 std::string ArenaTransport::describe(int rank) const {
@@ -179,7 +180,10 @@ std::string ArenaTransport::describe(int rank) const {
 }
 
 void ArenaTransport::fail(const Failure& failure) {
-  failure_record().raise(failure);
+  {
+    const std::lock_guard lock(failing_);
+    failures().raise(rank_, failure);
+  }
   ring_all();
 }
 

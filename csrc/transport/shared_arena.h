@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "base/clock.h"
@@ -13,7 +14,8 @@ namespace dpcomm {
 
 /// What an arena looks like; computed alike on all ranks.
 ///
-///   failure | bells of each rank, a port each | line of each rank | channels by lane, from, to
+///   whose failure was first | failure of each rank | bells of each rank, a port each |
+///   line of each rank | channels by lane, from, to
 struct ArenaLayout {
   int world = 0;
   std::vector<LaneGeometry> lanes;
@@ -73,8 +75,8 @@ class ArenaTransport : public Transport {
   }
   std::string describe(int rank) const override;
   void fail(const Failure& failure) override;
-  std::optional<Failure> failure() const override { return failure_record().read(); }
-  bool failed() const override { return failure_record().raised(); }
+  std::optional<Failure> failure() const override { return failures().read(); }
+  bool failed() const override { return failures().raised(); }
   void close() override;
 
  protected:
@@ -101,11 +103,12 @@ class ArenaTransport : public Transport {
   size_t index(int peer, int lane) const { return size_t(lane) * layout_.world + peer; }
   Bell& bell(int rank, Port port) const;
   void ring_all() const;
-  FailureRecord& failure_record() const;
+  Failures failures() const;
 
   int rank_;
   ArenaLayout layout_;
   std::byte* base_ = nullptr;
+  std::mutex failing_;  // guards this rank's text
   std::vector<SlotSender> senders_;
   std::vector<SlotReceiver> receivers_;
 };

@@ -234,46 +234,67 @@ class alignas(kLine) Published {
   std::atomic<uint64_t> words_[kWords] = {};
 };
 
-/// The first failure on any rank, for all ranks to read.
-struct alignas(kLine) FailureRecord {
-  static constexpr uint32_t kWriting = 1, kReady = 2;
+/// What a rank has to say of a failure. Nobody else writes it, and it does not change once Failures
+/// names it.
+struct alignas(kLine) FailureText {
   static constexpr size_t kTextBytes = 16384 - kLine;
 
-  std::atomic<uint32_t> state{0};
   uint32_t kind = 0;
   uint32_t text_bytes = 0;
   alignas(kLine) char text[kTextBytes] = {};
 
-  bool raised() const { return state.load(std::memory_order_acquire) != 0; }  // pairs with raise()
-
-  void raise(const Failure& failure) {
-    uint32_t none = 0;
-    if (!state.compare_exchange_strong(none, kWriting, std::memory_order_seq_cst)) return;
+  void write(const Failure& failure) {
     kind = static_cast<uint32_t>(failure.kind);
     text_bytes = static_cast<uint32_t>(std::min(failure.message.size(), kTextBytes));
     std::memcpy(text, failure.message.data(), text_bytes);
-    // release: pairs with read(); kind and text are complete.
-    state.store(kReady, std::memory_order_release);
   }
-
-  std::optional<Failure> read() const {
-    for (int attempt = 0; attempt < 1000; ++attempt) {
-      const uint32_t now = state.load(std::memory_order_acquire);  // pairs with raise()
-      if (now == 0) return std::nullopt;
-      if (now == kReady) return parse();
-      usleep(100);
-    }
-    return Failure{ErrorKind::kPeer, "a rank died while it reported a failure"};
-  }
-
- private:
   /// Whatever the bytes are, the failure makes sense as one.
-  Failure parse() const {
+  Failure read() const {
     const size_t bytes = std::min<size_t>(text_bytes, kTextBytes);
     const bool known = kind <= static_cast<uint32_t>(ErrorKind::kInternal);
     return Failure{known ? static_cast<ErrorKind>(kind) : ErrorKind::kInternal,
                    printable(std::string_view(text, bytes), kTextBytes)};
   }
+};
+
+/// Whose failure was the first one.
+struct alignas(kLine) FailureWord {
+  std::atomic<uint32_t> first{0};  ///< 1 + its rank; 0: there is none
+};
+
+/// The first failure on any rank, for all ranks to read. A rank completes its own text before it
+/// asks to be the first, so whenever it dies or stops, there is a whole text or none, and another
+/// rank's can be the first one.
+class Failures {
+ public:
+  Failures(FailureWord& word, FailureText* texts, int world)
+      : word_(word), texts_(texts), world_(world) {}
+
+  bool raised() const { return word_.first.load(std::memory_order_acquire) != 0; }
+
+  /// One thread at a time for each rank.
+  void raise(int rank, const Failure& failure) const {
+    if (raised()) return;  // perhaps this rank's, which must not change
+    texts_[rank].write(failure);
+    uint32_t none = 0;
+    const uint32_t own = static_cast<uint32_t>(rank) + 1;
+    // release: pairs with read(); kind and text are complete.
+    word_.first.compare_exchange_strong(none, own, std::memory_order_release);
+  }
+
+  std::optional<Failure> read() const {
+    const uint32_t first = word_.first.load(std::memory_order_acquire);  // pairs with raise()
+    if (first == 0) return std::nullopt;
+    if (first > static_cast<uint32_t>(world_)) {
+      return Failure{ErrorKind::kInternal, "something else wrote into the memory of the group"};
+    }
+    return texts_[first - 1].read();
+  }
+
+ private:
+  FailureWord& word_;
+  FailureText* texts_;
+  int world_;
 };
 
 /// The name of a rank's host; ends in zeros unless it is full.

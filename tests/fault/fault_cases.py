@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from ranks import LATE_S, Outcome, Rank, Stage
+from ranks import PROMISE_S, Outcome, Rank, Stage, late
 from surfaces import Surface, draw_call, end_all
 
 # Seconds that an operation may take, and a start with a fault; one without has PATIENCE.
@@ -19,8 +20,9 @@ START_LIMIT = 2 * LIMIT
 PATIENCE = 20.0
 PHASES = ["start-up", "mid-message", "between operations", "in an operation", "shutdown"]
 KILL, STOP = int(signal.SIGKILL), int(signal.SIGSTOP)
-# What the library promises after a death, and beyond the time limit for one that is stopped.
-PROMISE_S = 1.0
+# A forked child of a rank, as a DataLoader has: made before the group or in it, it lives on; or it
+# dies at once.
+WORKERS = [None, None, None, "before", "in the group", "dies"]
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Row:
     named: int = 0
     same: int = 0  # cases in which all survivors had the same text
     seconds: list[float] = field(default_factory=list)  # beyond the limit, for one that is stopped
+    late: int = 0  # cases later than promised, also without the time that ranks had no core
     leaks: int = 0  # descriptors, threads, mappings
 
 
@@ -44,7 +47,9 @@ class Table:
 
     def perfect(self) -> bool:
         return all(
-            row.raised == row.named == row.survivors and row.same == row.cases and row.leaks == 0
+            row.raised == row.named == row.survivors
+            and row.same == row.cases
+            and row.late == row.leaks == 0
             for row in self.rows.values()
         )
 
@@ -64,10 +69,9 @@ class Table:
     @staticmethod
     def _numbers(row: Row) -> str:
         times = sorted(row.seconds) or [0.0]
-        late = sum(each > PROMISE_S for each in times)
         return (
             f"{row.cases:6}{row.survivors:10}{row.raised:8}{row.named:7}{row.same:9}"
-            f"{times[len(times) // 2]:7.2f} s{times[-1]:6.2f} s{late:6}{row.leaks:7}"
+            f"{times[len(times) // 2]:7.2f} s{times[-1]:6.2f} s{row.late:6}{row.leaks:7}"
         )
 
 
@@ -85,7 +89,6 @@ class Case:
         self.world: int = draw.choice([2, 3, 4])
         self.phase: str = draw.choice(PHASES)
         self.fault: str = draw.choice(["kill", "kill", "stop"])
-        self.late: float = LATE_S  # seconds after which an error has not come in time
         vars(self).update(given)
         self.victim = draw.randrange(self.world)
         self.call = draw_call(draw, surface, self.world)
@@ -98,6 +101,8 @@ class Case:
         self.in_start_over = False  # the fault of a start came too late for it
         self.key = draw.choice(surface.start_keys(self.victim) or [None])
         self.straggler = draw.random() < 0.5  # one that is stopped goes on while others begin anew
+        self.worker = draw.choice(WORKERS)
+        self.parent = draw.choice([self.victim, draw.randrange(self.world)])
         shown = {key: each for key, each in vars(self).items() if key not in ("_draw", "surface")}
         self.text = f"seed {seed}, {surface.name}: {shown}"
 
@@ -110,7 +115,8 @@ class Case:
             self.surface.prepare(group)
             self.before = {rank.number: rank.do("leftovers") for rank in group}
             self.since = time.monotonic()
-            self.texts: dict[int, str] = {}
+            if self.worker == "before":
+                self.fork_worker()
             {
                 "start-up": self.in_start,
                 "shutdown": self.in_shutdown,
@@ -129,11 +135,20 @@ class Case:
         self.surface.begin_start(self.group, self.ranks, PATIENCE, LIMIT, **options)
         for outcome in end_all(self.ranks):
             assert outcome.error is None, outcome
+        if self.worker in ("in the group", "dies"):
+            self.fork_worker()
+
+    def fork_worker(self) -> None:
+        worker = self.group[self.parent].do("fork", "sleep")
+        self.group[self.parent].remember_workers()
+        if self.worker == "dies":
+            os.kill(worker, KILL)
 
     def strike(self) -> None:
         """Kills or stops the victim, if the fault is one of these."""
         if self.fault not in ("kill", "stop"):
             return
+        self.target.remember_workers()
         self.target.signal(KILL if self.fault == "kill" else STOP)
         assert self.target.ended() if self.fault == "kill" else self.target.stopped()
         self.target.dead = self.fault == "kill"
@@ -156,13 +171,13 @@ class Case:
         outcomes = end_all(self.survivors)
         if all(outcome.error is None for outcome in outcomes):  # the start was over before
             self.in_start_over = True
-            self.since = time.monotonic()
             for rank in self.survivors:
                 self.surface.begin(rank, {"name": "all_reduce", "count": 100})
             outcomes = end_all(self.survivors)
         error = {"kill": None, "mismatch": None}.get(self.fault, "TimeoutError")
         if self.fault == "mismatch":
             outcomes += [self.target.end()]
+            self.since = max(outcome.began for outcome in outcomes)
         self.judge(outcomes, error, in_start=True)
 
     def worlds(self) -> dict[int, int]:
@@ -172,7 +187,6 @@ class Case:
         return self.worlds() | {self.victim: self.world + 1}
 
     def strike_in_start(self) -> None:
-        began = time.monotonic()
         if self.key is None:
             time.sleep(self.delay * 2)
             self.strike()
@@ -180,8 +194,6 @@ class Case:
             assert self.target.ended() if self.fault == "kill" else self.target.stopped()
             self.target.dead = self.fault == "kill"
             self.since = time.monotonic()
-        if self.fault == "stop":
-            self.since = began
 
     def in_operations(self) -> None:
         verb = {"kill": "kill", "stop": "stop"}.get(self.fault)
@@ -203,34 +215,41 @@ class Case:
             self.call = odd | {"count": odd["count"] + 1}
             self.surface.begin(self.target, odd)
         self.since = time.monotonic()
+        submitted = {}
         for rank in callers:
-            (self.surface.submit if self.later else self.surface.begin)(rank, self.call)
+            if self.later:
+                submitted[rank.number] = self.surface.submit(rank, self.call)
+            else:
+                self.surface.begin(rank, self.call)
         if self.phase != "between operations":
             time.sleep(self.delay)
             self.strike()  # also in a message, if it had fewer to send
-        self.finish(callers)
+        self.finish(callers, submitted)
 
-    def finish(self, callers: list[Rank]) -> None:
+    def finish(self, callers: list[Rank], submitted: dict[int, float]) -> None:
         """The callers' errors. Who could finish has its own in the next call."""
         if self.later:
             for rank in callers:
                 self.surface.begin_wait(rank)
         outcomes = [outcome for outcome in end_all(callers) if outcome.error is not None]
-        if not outcomes:
-            self.since = time.monotonic()
+        if self.fault in ("stop", "absent"):  # the time limit counts from the call
+            for outcome in outcomes:
+                outcome.began = submitted.get(outcome.rank, outcome.began)
         for rank in callers:
             self.surface.begin(rank, {"name": "all_reduce", "count": 100})
         outcomes += end_all(callers)
         if self.fault == "mismatch":
-            outcomes += [outcome for outcome in [self.target.end()] if outcome.error is not None]
+            odd = self.target.end()
+            self.since = max(self.since, odd.began)
+            outcomes += [odd] if odd.error is not None else []
         error = {"kill": "PeerError", "mismatch": "UsageError"}.get(self.fault, "TimeoutError")
         self.judge(outcomes, error)
 
     def in_shutdown(self) -> None:
         """The victim dies or stops while all leave, with an operation in flight for the others.
 
-        Whoever leaves waits for nobody; what was in flight ends with an error of its own. A victim
-        that leaves alone ("mismatch") is everybody's PeerError.
+        Whoever leaves waits for nobody; what was in flight ends with one text on all. A victim that
+        leaves alone ("mismatch") is everybody's PeerError.
         """
         self.start()
         if self.fault == "mismatch":
@@ -250,49 +269,74 @@ class Case:
         self.since = time.monotonic()
         for rank in self.survivors:
             self.surface.begin_close(rank)
-        for outcome in end_all(self.survivors):
+        left = end_all(self.survivors)
+        for outcome in left:
             assert outcome.error is None, outcome
-        took = time.monotonic() - self.since
-        assert took < self.late, f"leaving took {took:.2f} s"
+        self.count_time(left, self.since)
         for rank in self.survivors:
             self.surface.begin_wait(rank)
         outcomes = end_all(self.survivors)
-        for outcome in outcomes:
-            assert outcome.error == "PeerError", outcome
-        self.row.raised += len(outcomes)
-        self.row.named += len(outcomes)  # each tells of itself, or of the victim
-        self.row.same += 1
-        self.row.seconds.append(took)
+        text = self.only_text(outcomes, "PeerError")
+        self.expect_end_in_shutdown(text)
+        self.count_told(outcomes)
+
+    def expect_end_in_shutdown(self, text: str) -> None:
+        """It names the victim that is dead or has closed; one that is stopped or does nothing may
+        come back, and the first rank that leaves ends the operation. The lines tell of all."""
+        first = text.split("\n")[0]
+        gone = [f"{self.target.name} has closed its communicator (no operation yet); noticed by "]
+        if self.fault == "kill":
+            gone.append(f"{self.target.name} died (no operation yet); noticed by ")
+        else:
+            call = "all_reduce #1 (1000 x float32, sum, "
+            gone += [
+                f"{rank.name} has closed its communicator with {call}" for rank in self.survivors
+            ]
+        assert any(first.startswith(each) for each in gone), f"{gone} does not begin {text}"
+        self.expect_whole(text)
+        line = text.split("\n")[1 + self.victim]
+        state = {"kill": "(, died|, closed)", "stop": "(|, closed)", "absent": ""}[self.fault]
+        assert re.search(f"did not arrive{state}; no operation yet$", line), text
 
     # --- what has to hold ----------------------------------------------------------------------
 
-    def judge(self, outcomes: list[Outcome], error: str | None, in_start: bool = False) -> None:
-        took = time.monotonic() - self.since
-        limit = START_LIMIT if in_start and not self.in_start_over else LIMIT
-        if self.fault in ("stop", "absent"):
-            took -= limit
+    def only_text(self, outcomes: list[Outcome], *errors: str) -> str:
         for outcome in outcomes:
-            assert outcome.error == error or (
-                error is None and outcome.error in ("PeerError", "TimeoutError", "UsageError")
-            ), outcome
+            assert outcome.error in errors, outcome
         texts = {outcome.text for outcome in outcomes}
         assert len(texts) == 1, "not one text:\n" + "\n".join(sorted(texts))
-        text = texts.pop()
-        late = in_start and "did not come" in text  # it was killed before it had come
-        if late and self.fault == "kill":
-            took -= limit
-        assert took < self.late, f"{took:.2f} s: {text}"
-        known = f"rank {self.victim} " if late and self.fault != "mismatch" else self.target.name
-        if late and f"ranks {self.victim}" in text:
+        return texts.pop()
+
+    def count_told(self, outcomes: list[Outcome]) -> None:
+        told = {outcome.rank for outcome in outcomes} - {self.victim}
+        self.row.raised += len(told)
+        self.row.named += len(told)
+        self.row.same += 1
+
+    def count_time(self, outcomes: list[Outcome], since: float, limit: float = 0.0) -> None:
+        seconds = max(outcome.took(since) for outcome in outcomes) - limit
+        self.row.seconds.append(max(seconds, 0.0))
+        in_time = late(outcomes, since, limit) < PROMISE_S
+        self.row.late += not in_time
+        assert in_time, f"{seconds:.2f} s: {outcomes}"
+
+    def judge(self, outcomes: list[Outcome], error: str | None, in_start: bool = False) -> None:
+        errors = ["PeerError", "TimeoutError", "UsageError"] if error is None else [error]
+        text = self.only_text(outcomes, *errors)
+        absent = in_start and "did not come" in text  # also if it was killed before it had come
+        if self.fault in ("stop", "absent") or (absent and self.fault == "kill"):
+            # The time limit counts from each rank's call.
+            begins = in_start and not self.in_start_over
+            self.count_time(outcomes, 0.0, START_LIMIT if begins else LIMIT)
+        else:
+            self.count_time(outcomes, self.since)
+        known = f"rank {self.victim} " if absent and self.fault != "mismatch" else self.target.name
+        if absent and f"ranks {self.victim}" in text:
             known = "ranks"
         assert known in text, f"{known} is not in {text!r}"
         if not in_start:
             self.expect_whole(text)
-        raised = {outcome.rank for outcome in outcomes} - {self.victim}
-        self.row.raised += len(raised)
-        self.row.named += len(raised)
-        self.row.same += 1
-        self.row.seconds.append(max(took, 0.0))
+        self.count_told(outcomes)
 
     def expect_whole(self, text: str) -> None:
         """Every rank has its line: pid, host, whether it arrived, and what it finished last."""

@@ -293,6 +293,15 @@ def perform(
         return "KeyboardInterrupt", "", None, time.monotonic() - began
 
 
+def delays() -> dict[str, int]:
+    """Nanoseconds for which each thread of this process was ready to run and had no core."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended, or this kernel does not say
+            found[task.name] = int((task / "schedstat").read_text().split()[1])
+    return found
+
+
 def serve(connection: Connection) -> None:
     puppet = Puppet()
     # As the test sees it and as it sees itself: not the same in a PID namespace of its own.
@@ -302,7 +311,11 @@ def serve(connection: Connection) -> None:
             command, arguments, options = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(perform(puppet, command, arguments, options))
+        before, began = delays(), time.monotonic()
+        done = perform(puppet, command, arguments, options)
+        ended = time.monotonic()
+        waited = sum(each - before.get(task, 0) for task, each in delays().items())
+        connection.send((*done, began, ended, waited / 1e9))
 
 
 def main() -> None:

@@ -65,9 +65,11 @@ class Direct:
     def begin(self, rank: Rank, call: dict[str, Any]) -> None:
         rank.begin("collective", **call, **self._limit)
 
-    def submit(self, rank: Rank, call: dict[str, Any]) -> None:
+    def submit(self, rank: Rank, call: dict[str, Any]) -> float:
+        """Begins an asynchronous call; the rank's time in front of it."""
         outcome = rank.do_outcome("submit", **call, **self._limit)
         assert outcome.error is None, outcome
+        return outcome.began
 
     def begin_wait(self, rank: Rank) -> None:
         rank.begin("wait", -1)
@@ -174,11 +176,12 @@ class Torch:
         options.pop("algorithm", None)
         rank.begin("run", CALL, **options)
 
-    def submit(self, rank: Rank, call: dict[str, Any]) -> None:
+    def submit(self, rank: Rank, call: dict[str, Any]) -> float:
         options = {"root": 0, **call, "later": True}
         options.pop("algorithm", None)
         outcome = rank.do_outcome("run", CALL, **options)
         assert outcome.error is None, outcome
+        return outcome.began
 
     def begin_wait(self, rank: Rank) -> None:
         rank.begin("run", "puppet.works[-1].wait()")

@@ -7,7 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks import LATE_S, PATIENCE_S, Group, Rank, Stage, expect_error
+from ranks import (
+    PATIENCE_S,
+    Group,
+    Rank,
+    Stage,
+    expect_done_since,
+    expect_error,
+    expect_in_time,
+)
 
 LARGE = 64 << 20
 SHORT = 100
@@ -107,7 +115,7 @@ def test_a_peer_that_does_not_come(stage: Stage, kind: str, nbytes: int) -> None
         if kind != "any":
             parts += [group[1].name, "all_reduce #1 (77 x float32"]
         text = expect_error(outcomes, "TimeoutError", *parts)
-        assert all(outcome.seconds < LIMIT + LATE_S for outcome in outcomes)
+        expect_in_time(outcomes, limit=LIMIT)
         expect_end(group, text, "TimeoutError")
         group.restart()
 
@@ -123,7 +131,7 @@ def test_a_peer_that_stops_in_the_middle(stage: Stage, victim: int, number: int)
         assert group[victim].stopped()
         survivor = group[1 - victim].end()
         text = expect_error([survivor], "TimeoutError", f"{LARGE} bytes", group[victim].name)
-        assert survivor.seconds < LIMIT + LATE_S
+        expect_in_time([survivor], limit=LIMIT)
         group[victim].signal(signal.SIGCONT)
         assert expect_error([group[victim].end()], "TimeoutError") == text
         expect_end(group, text, "TimeoutError")
@@ -153,13 +161,27 @@ def test_an_end_from_another_thread(stage: Stage, end: str) -> None:
         wait_until_begun(*group)
         since = time.monotonic()
         group[0].do(end, *(["enough"] if end == "abort" else []))
-        said = {"abort": "enough", "close": "closed"}[end]
         for rank, thread in ((group[0], index), (group[1], other)):
-            error, text, _, _ = rank.do("joined", thread)
+            outcome = rank.do_outcome("joined", thread)
+            expect_done_since([outcome], since)
+            error, text, _, _ = outcome.value
             assert error == "PeerError"
-            assert said in text
-        assert time.monotonic() - since < LATE_S
+            assert f"{group[0].name} has closed its" in text if end == "close" else "enough" in text
         group.do("close")
+        assert all(rank.do("leftovers")["threads"] == [] for rank in group)
+
+
+def test_a_close_after_a_death(stage: Stage) -> None:
+    """Who leaves with a message in flight says that its peer is dead, as a collective does."""
+    with stage.group(3) as group:
+        group.start(timeout=30)
+        for rank in group.others(2):
+            rank.do("message", "recv", 2, 7, SHORT, async_op=True)
+        group[2].kill()
+        assert group[2].ended()
+        group.do("close")
+        outcomes = group.outcomes("wait", 0)
+        expect_error(outcomes, "PeerError", f"{group[2].name} died", "100 bytes from rank 2")
         assert all(rank.do("leftovers")["threads"] == [] for rank in group)
 
 

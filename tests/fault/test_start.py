@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from ranks import LATE_S, Group, Outcome, Stage, expect_error
+from ranks import Group, Outcome, Stage, expect_error, expect_in_time
 
 KILL, STOP = int(signal.SIGKILL), int(signal.SIGSTOP)
 
@@ -32,8 +32,8 @@ def begin(group: Group, *absent: int, timeout: float, init: str = "", **options:
 
 def expect_timeout(outcomes: list[Outcome], timeout: float, *parts: str) -> None:
     expect_error(outcomes, "TimeoutError", *parts, f"did not come within {timeout:g} s")
-    for outcome in outcomes:
-        assert timeout * 0.9 < outcome.seconds < timeout + LATE_S
+    assert all(timeout * 0.9 < outcome.seconds for outcome in outcomes)
+    expect_in_time(outcomes, limit=timeout)
 
 
 def free_port() -> int:
@@ -128,7 +128,7 @@ def test_a_rank_stops_in_the_start(stage: Stage, victim: int) -> None:
         outcomes = group.end(group.others(victim))
         stopped = f"{group[victim].name} came, but did not get ready within 1 s"
         expect_error(outcomes, "TimeoutError", stopped)
-        assert max(outcome.seconds for outcome in outcomes) < 1.0 + LATE_S
+        expect_in_time(outcomes, limit=1.0)
 
 
 def test_a_late_rank_is_no_failure(stage: Stage) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
-from ranks import LATE_S, Stage
+from ranks import Stage, expect_in_time
 
 LIMIT = 1.0
 KEYS = ["here/0", "here/1", "offer/0", "answer/0/1", "verdict/0"]
@@ -40,7 +39,6 @@ def test_values_of_the_store(stage: Stage, key: str, tmp_path: Path) -> None:
         bad = value.replace(b"{file}", str(file).encode())
         with stage.group(2) as group:
             before = [rank.do("leftovers")["fds"] for rank in group]
-            began = time.monotonic()
             for rank in group:
                 rank.begin(
                     "run",
@@ -52,7 +50,7 @@ def test_values_of_the_store(stage: Stage, key: str, tmp_path: Path) -> None:
                     limit=LIMIT,
                 )
             outcomes = group.end()
-            assert time.monotonic() - began < LIMIT + LATE_S, name
+            expect_in_time(outcomes, limit=LIMIT)
             wrong = [outcome for outcome in outcomes if outcome.error is not None]
             for outcome in wrong:
                 # Who is not told by the other one has to wait for it.

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from ranks import LATE_S, Group, Outcome, Stage, expect_error
+from ranks import Group, Outcome, Stage, expect_error, expect_in_time
 
 LARGE = 1_500_000
 LIMIT = 1.0
@@ -14,8 +14,7 @@ LIMIT = 1.0
 
 def expect_timeout(outcomes: list[Outcome], *parts: str, limit: float = LIMIT) -> str:
     text = expect_error(outcomes, "TimeoutError", f"not complete after {limit:g} s", *parts)
-    for outcome in outcomes:
-        assert outcome.seconds < limit + LATE_S, outcome
+    expect_in_time(outcomes, limit=limit)
     assert max(outcome.seconds for outcome in outcomes) > 0.9 * limit
     return text
 

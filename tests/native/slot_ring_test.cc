@@ -1,7 +1,12 @@
 // Channels, bells, records and failure records alone (transport/slot_ring.h), two threads and more.
 #include "transport/slot_ring.h"
 
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <memory>
 #include <random>
@@ -241,11 +246,19 @@ TEST(a_published_record_is_read_whole) {
   CHECK_EQ(published.read().words[5], number);
 }
 
+/// What a segment of four ranks has for failures.
+struct Board {
+  FailureWord word;
+  FailureText texts[4];
+  Failures failures{word, texts, 4};
+};
+
 TEST(the_first_failure_wins) {
   for (int round = 0; round < scaled(50); ++round) {
-    auto record = std::make_unique<FailureRecord>();
-    CHECK(!record->raised());
-    CHECK(!record->read().has_value());
+    auto board = std::make_unique<Board>();
+    const Failures& failures = board->failures;
+    CHECK(!failures.raised());
+    CHECK(!failures.read().has_value());
     std::vector<std::thread> threads;
     std::atomic<int> start{0};
     std::string seen[4];
@@ -253,9 +266,11 @@ TEST(the_first_failure_wins) {
       threads.emplace_back([&, i] {
         start.fetch_add(1);
         while (start.load() < 4) std::this_thread::yield();
-        if (i < 3) record->raise(Failure{ErrorKind::kTimeout, std::string(50 + i, char('a' + i))});
-        while (!record->raised()) std::this_thread::yield();
-        const auto failure = record->read();
+        if (i < 3) {
+          failures.raise(i, Failure{ErrorKind::kTimeout, std::string(50 + i, char('a' + i))});
+        }
+        while (!failures.raised()) std::this_thread::yield();
+        const auto failure = failures.read();
         CHECK(failure.has_value());
         CHECK(failure->kind == ErrorKind::kTimeout);
         seen[i] = failure->message;
@@ -264,14 +279,57 @@ TEST(the_first_failure_wins) {
     for (auto& thread : threads) thread.join();
     CHECK_EQ(seen[0], std::string(50 + seen[0][0] - 'a', seen[0][0]));
     for (const std::string& each : seen) CHECK_EQ(each, seen[0]);
+    for (int i = 0; i < 4; ++i) failures.raise(i, Failure{ErrorKind::kUsage, "later"});
+    CHECK_EQ(failures.read()->message, seen[0]);
   }
 }
 
 TEST(a_long_failure_text_is_cut) {
-  auto record = std::make_unique<FailureRecord>();
-  record->raise(Failure{ErrorKind::kPeer, std::string(FailureRecord::kTextBytes + 1000, 'x')});
-  const auto failure = record->read();
-  CHECK_EQ(failure->message, std::string(FailureRecord::kTextBytes, 'x'));
+  auto board = std::make_unique<Board>();
+  const std::string text(FailureText::kTextBytes + 1000, 'x');
+  board->failures.raise(3, Failure{ErrorKind::kPeer, text});
+  CHECK_EQ(board->failures.read()->message, text.substr(0, FailureText::kTextBytes));
+}
+
+/// A process that is killed again and again while it reports a failure. At whatever instruction it
+/// ends, there is its whole text or none; where there is none, the other rank's text is
+/// everybody's.
+TEST(a_rank_that_is_killed_while_it_reports_a_failure) {
+  const size_t bytes = (sizeof(Board) + 4095) / 4096 * 4096;
+  const std::string theirs(FailureText::kTextBytes, 't');
+  std::mt19937_64 random(check::seed());
+  int unseen = 0;
+  const int rounds = scaled(150);
+  for (int round = 0; round < rounds; ++round) {
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(memory != MAP_FAILED);
+    auto* board = new (memory) Board;
+    const bool in_the_window = round % 2 == 0;
+    const pid_t child = fork();
+    if (child == 0) {
+      if (in_the_window) {  // its text is there, in part; it was not yet the first
+        board->texts[2].write(Failure{ErrorKind::kTimeout, theirs.substr(0, random() % 9000)});
+      } else {
+        board->failures.raise(2, Failure{ErrorKind::kTimeout, theirs});
+      }
+      for (;;) pause();
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 700));
+    kill(child, SIGKILL);
+    CHECK_EQ(waitpid(child, nullptr, 0), child);
+    const bool reported = board->failures.raised();
+    CHECK(!reported || !in_the_window);
+    unseen += !reported;
+    const auto began = std::chrono::steady_clock::now();
+    board->failures.raise(1, Failure{ErrorKind::kPeer, "rank 2 died"});
+    const auto failure = board->failures.read();
+    CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(1));
+    CHECK(failure.has_value());
+    CHECK_EQ(failure->message, reported ? theirs : std::string("rank 2 died"));
+    CHECK(failure->kind == (reported ? ErrorKind::kTimeout : ErrorKind::kPeer));
+    munmap(memory, bytes);
+  }
+  CHECK(unseen >= rounds / 2);
 }
 
 }  // namespace

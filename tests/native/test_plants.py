@@ -81,7 +81,7 @@ PLANTS = [
     weaker("credit_read_relaxed", "released.load(", SEQ_CST, RELAXED, "thread", "arrive", RACE),
     weaker(
         "failure_stored_relaxed",
-        "state.store(kReady, ",
+        "first.compare_exchange_strong(none, own, ",
         RELEASE,
         RELAXED,
         "thread",

@@ -117,7 +117,7 @@ class Arena final : public ArenaTransport {
     return static_cast<PeerState>(line(rank).state.load() % 3);
   }
   RankLine& peer() const { return line(1); }
-  FailureRecord& failure_bytes() const { return *reinterpret_cast<FailureRecord*>(base()); }
+  FailureWord& failure_word() const { return *reinterpret_cast<FailureWord*>(base()); }
   /// The first slot of what rank 1 sends to rank 0 in a lane.
   SlotHeader& first_slot(int lane) const {
     std::byte* channel = base() + layout().channel_offset(lane, 1, 0);
@@ -158,18 +158,22 @@ class Arena final : public ArenaTransport {
 };
 
 inline void failure(const Bytes& bytes) {
-  alignas(kLine) std::array<char, sizeof(FailureRecord)> memory{};
-  auto* record = new (memory.data()) FailureRecord;
+  FailureWord word;
+  alignas(kLine) std::array<char, sizeof(FailureText)> memory{};
+  auto* text = new (memory.data()) FailureText;
   Reader reader(bytes);
-  record->kind = reader.take<uint32_t>();
-  record->text_bytes = reader.take<uint32_t>();
+  word.first.store(reader.take<uint8_t>());
+  text->kind = reader.take<uint32_t>();
+  text->text_bytes = reader.take<uint32_t>();
   const Bytes rest = reader.rest();
-  std::memcpy(record->text, rest.data(), std::min(rest.size(), FailureRecord::kTextBytes));
-  record->state.store(FailureRecord::kReady);
-  const auto failure = record->read();
-  CHECK(failure && failure->kind <= ErrorKind::kInternal);
-  CHECK(failure->message.size() <= FailureRecord::kTextBytes);
-  CHECK_EQ(printable(failure->message, FailureRecord::kTextBytes), failure->message);
+  std::memcpy(text->text, rest.data(), std::min(rest.size(), FailureText::kTextBytes));
+  const Failures failures(word, text, 1);
+  const auto failure = failures.read();
+  CHECK_EQ(failure.has_value(), failures.raised());
+  if (!failure) return;
+  CHECK(failure->kind <= ErrorKind::kInternal);
+  CHECK(failure->message.size() <= FailureText::kTextBytes);
+  CHECK_EQ(printable(failure->message, FailureText::kTextBytes), failure->message);
 }
 
 /// What a rank says of itself.

@@ -88,13 +88,15 @@ TEST(a_record_is_read_whole) {
 
 TEST(one_failure_is_read_by_all) {
   for (int seed = 0; seed < kSeeds / 4; ++seed) {
-    FailureRecord record;
-    const auto raise = [&] { record.raise(Failure{ErrorKind::kPeer, "one"}); };
-    const auto raise_too = [&] { record.raise(Failure{ErrorKind::kTimeout, "two"}); };
+    FailureWord word;
+    FailureText texts[2];
+    const Failures failures(word, texts, 2);
+    const auto raise = [&] { failures.raise(0, Failure{ErrorKind::kPeer, "one"}); };
+    const auto raise_too = [&] { failures.raise(1, Failure{ErrorKind::kTimeout, "two"}); };
     const auto read = [&] {
-      while (!record.raised()) {
+      while (!failures.raised()) {
       }
-      const auto failure = record.read();
+      const auto failure = failures.read();
       CHECK(failure.has_value());
       CHECK_EQ(failure->message, std::string(failure->kind == ErrorKind::kPeer ? "one" : "two"));
     };
