@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -153,6 +156,45 @@ def aborting(rank: int, world: int) -> None:
         dist.all_reduce(torch.ones(1))
 
 
+def how_it_ended(wait: Callable[[], object]) -> str:
+    try:
+        wait()
+    except dpcomm.PeerError as error:
+        return str(error)
+    return "no error"
+
+
+def aborting_many(rank: int, world: int) -> None:
+    """Threads of each rank that wait, for one work or for several, all hear of one abort() from a
+    thread that does not wait; so they do of torch's own way to abort, which forgets the group."""
+    dist.init_process_group("dpcomm", timeout=PATIENCE)
+    forget = dist.distributed_c10d._abort_process_group
+    for turn, end in enumerate([dist.ProcessGroup.abort, forget, forget]):
+        group = dist.new_group(timeout=PATIENCE) if turn < 2 else dist.group.WORLD
+        assert group is not None
+        store = dist.distributed_c10d._get_default_store()
+        works: list[dist.Work | None] = []
+        if rank != 0:  # rank 0 never calls
+            works += [dist.all_reduce(torch.ones(3), group=group, async_op=True) for _ in range(2)]
+        works.append(dist.irecv(torch.ones(3), (rank + 1) % world, group=group))
+        waits = [work.wait for work in works for _ in range(2) if work is not None]
+        if rank != 0:
+            waits.append(lambda group=group: dist.barrier(group))
+        with ThreadPoolExecutor(len(waits) + 1) as pool:
+            waiting = [pool.submit(how_it_ended, wait) for wait in waits]
+            store.add(f"waiting{turn}", 1)
+            if rank == 0:
+                while store.add(f"waiting{turn}", 0) < world:
+                    time.sleep(0.01)
+                time.sleep(0.1)
+                pool.submit(end, group).result()
+            texts = {each.result() for each in waiting}
+        assert texts == {"rank 0 called abort()"}
+        if end is forget and rank != 0:
+            dist.destroy_process_group(group)
+    assert not dist.is_initialized()
+
+
 def kinds() -> dict[str, type[BaseException]]:
     return {"Peer": dpcomm.PeerError, "Timeout": dpcomm.TimeoutError, "Usage": dpcomm.UsageError}
 
@@ -181,3 +223,7 @@ def test_wrong_lists_of_a_root_end_the_call_of_all() -> None:
 
 def test_abort() -> None:
     launch(aborting, 2)
+
+
+def test_abort_of_many_waits() -> None:
+    launch(aborting_many, 3)
