@@ -280,7 +280,8 @@ TEST(the_first_failure_wins) {
     CHECK_EQ(seen[0], std::string(50 + seen[0][0] - 'a', seen[0][0]));
     for (const std::string& each : seen) CHECK_EQ(each, seen[0]);
     for (int i = 0; i < 4; ++i) failures.raise(i, Failure{ErrorKind::kUsage, "later"});
-    CHECK_EQ(failures.read()->message, seen[0]);
+    const auto still = failures.read();
+    CHECK_EQ(still->message, seen[0]);
   }
 }
 
@@ -288,7 +289,8 @@ TEST(a_long_failure_text_is_cut) {
   auto board = std::make_unique<Board>();
   const std::string text(FailureText::kTextBytes + 1000, 'x');
   board->failures.raise(3, Failure{ErrorKind::kPeer, text});
-  CHECK_EQ(board->failures.read()->message, text.substr(0, FailureText::kTextBytes));
+  const auto failure = board->failures.read();
+  CHECK_EQ(failure->message, text.substr(0, FailureText::kTextBytes));
 }
 
 /// A process that is killed again and again while it reports a failure. At whatever instruction it
