@@ -1,6 +1,10 @@
 // Which kernels run: by instruction set of the CPU, or as DPCOMM_ISA asks.
 #include "wire/codec.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "base/env.h"
 #include "base/error.h"
 #include "wire/kernel_table.h"
@@ -8,12 +12,20 @@
 namespace dpcomm {
 namespace {
 
+#if defined(__x86_64__)
+/// Not every compiler's __builtin_cpu_supports knows of it.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 /// The kernels of `isa`, or null where this build or this CPU has none.
 const KernelTable* find_table(Isa isa) {
   if (isa == Isa::kScalar) return &kScalarKernels;
 #if defined(__x86_64__)
   // __builtin_cpu_supports also asks whether the system saves the wide registers.
-  if (isa == Isa::kAvx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
+  if (isa == Isa::kAvx2 && __builtin_cpu_supports("avx2") && has_f16c()) {
     return &kAvx2Kernels;
   }
   if (isa == Isa::kAvx512 && __builtin_cpu_supports("avx512f") &&
