@@ -15,4 +15,9 @@ inline int64_t to_ns(Clock::time_point time) {
 
 inline int64_t now_ns() { return to_ns(Clock::now()); }
 
+/// Since `ns`, a number of now_ns() or, in memory that others write to, any number.
+inline int64_t elapsed_ns(int64_t ns) {
+  return static_cast<int64_t>(static_cast<uint64_t>(now_ns()) - static_cast<uint64_t>(ns));
+}
+
 }  // namespace dpcomm

@@ -37,7 +37,7 @@ std::string deed_of(const Transport& transport, const Diagnosis& diagnosis, int 
     return str(who, " has not called it (", diagnosis.history(rank), ")");
   }
   if (last.finished >= operation.sequence) return who + " has finished it";
-  const int64_t silence_ns = now_ns() - last.alive_ns;
+  const int64_t silence_ns = elapsed_ns(last.alive_ns);
   if (silence_ns > kStillNs) {
     return str(who, " has given no sign of life for ", silence_ns / 100'000'000 / 10.0, " s (",
                diagnosis.history(rank), ")");

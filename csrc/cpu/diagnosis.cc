@@ -156,7 +156,7 @@ std::string Diagnosis::not_moving(const OpRecord& operation) const {
   std::vector<std::string> still;
   for (int peer = 0; peer < transport_.world(); ++peer) {
     const OpRecord other = transport_.announced(peer, place_);
-    const int64_t silence_ns = now_ns() - other.alive_ns;
+    const int64_t silence_ns = elapsed_ns(other.alive_ns);
     if (peer == transport_.rank() || other.finished >= operation.sequence || silence_ns < kStillNs)
       continue;
     still.push_back(str(transport_.describe(peer), " has given no sign of life for ",

@@ -140,6 +140,18 @@ TEST(strangers_bytes) {
   }
 }
 
+/// A rank that says it last ran at a time that cannot be told from now.
+TEST(the_ends_of_time) {
+  for (const int64_t alive_ns : {INT64_MIN, INT64_MIN + 1, int64_t{-1}, INT64_MAX}) {
+    Arena arena;
+    OpRecord record;
+    record.sequence = 1;
+    record.alive_ns = alive_ns;
+    arena.peer().on_host.announce(record);
+    Diagnosis(arena, Place::kHost).not_moving(record);
+  }
+}
+
 /// No moment of a record's life, nor any other number in its place, keeps a reader for long.
 TEST(records_that_nobody_completes) {
   std::mt19937_64 random(check::seed());

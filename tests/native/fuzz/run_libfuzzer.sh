@@ -17,4 +17,5 @@ for source in $sources tests/native/fuzz/libfuzzer.cc; do
     "-include $out/version.h -Icsrc -Itests/native -c $source -o $out/$(echo "$source" | tr / _).o"
 done | xargs -P "$(nproc)" -I{} sh -c '{}'
 $compiler -fsanitize=fuzzer,address,undefined $out/*.o -o $out/fuzz -ldl -pthread
-$out/fuzz -max_total_time="${1:-60}" -max_len=2048 -print_final_stats=1 $out/corpus
+$out/fuzz -max_total_time="${1:-60}" -max_len=2048 -print_final_stats=1 \
+  -artifact_prefix=$out/ $out/corpus
