@@ -85,6 +85,7 @@ class Case:
 
     def __init__(self, seed: int, surface: Surface, **given: Any) -> None:
         draw = self._draw = random.Random(seed)
+        self._made_of = (seed, surface, given)
         self.surface = surface
         self.world: int = draw.choice([2, 3, 4])
         self.phase: str = draw.choice(PHASES)
@@ -103,8 +104,15 @@ class Case:
         self.straggler = draw.random() < 0.5  # one that is stopped goes on while others begin anew
         self.worker = draw.choice(WORKERS)
         self.parent = draw.choice([self.victim, draw.randrange(self.world)])
-        shown = {key: each for key, each in vars(self).items() if key not in ("_draw", "surface")}
+        shown = {
+            key: each for key, each in vars(self).items() if key[0] != "_" and key != "surface"
+        }
         self.text = f"seed {seed}, {surface.name}: {shown}"
+
+    def again(self) -> Case:
+        """The same case, from its beginning."""
+        seed, surface, given = self._made_of
+        return Case(seed, surface, **given)
 
     def run(self, stage: Stage, table: Table) -> None:
         self.row = table.rows[self.surface.name, self.phase, self.fault]

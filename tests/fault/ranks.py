@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -42,6 +43,35 @@ def children(parent: int) -> set[int]:
                 if int(fields[1]) == parent and fields[0] != "Z":
                     found.add(int(entry.name))
     return found
+
+
+class Pulse:
+    """A thread that does nothing but sleep for 20 ms and look at the clock.
+
+    Where it did not come to that for long, the whole machine (or this container) stood still or
+    was hopelessly overloaded, whatever the library did.
+    """
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
+
+    def __enter__(self) -> Pulse:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        last = time.monotonic()
+        while not self._over.wait(0.02):
+            now = time.monotonic()
+            self.longest_s = max(self.longest_s, now - last)
+            last = now
+        self.longest_s = max(self.longest_s, time.monotonic() - last)
 
 
 @dataclass
