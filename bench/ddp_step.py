@@ -4,6 +4,7 @@
     torchrun --standalone --nproc-per-node 2 bench/ddp_step.py --backends dpcomm,gloo --pairs 15
 
 A replica for each backend in the same processes, measured in turn (dpcomm.bench.ddp).
+dpcomm-private is dpcomm with DDP's buckets in ordinary memory (shared_buckets=False).
 
 synchronisation_cpu_ms  CPU time of a synchronised pass minus that of the same pass under no_sync
 ddp_cpu_ms              the same with a hook that communicates nothing: DDP's own copies
@@ -13,6 +14,7 @@ communication_cpu_ms    the difference of the two: what the backend takes
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -24,11 +26,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dpcomm.bench.backends import TorchBackend, create_backend, expand
+from dpcomm.bench.backends import BackendSpec, TorchBackend, create_backend, expand
 from dpcomm.bench.ddp import Replica, silent, step_costs
 from dpcomm.bench.progress import Progress
 from dpcomm.bench.units import BenchError
 
+PRIVATE = "dpcomm-private"
 VOCABULARY, WIDTH, LAYERS = 4096, 512, 8
 
 
@@ -52,9 +55,22 @@ def backward(model: nn.Module, tokens: torch.Tensor) -> None:
     nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
 
 
+def asked_for(names: list[str], wire: str) -> list[BackendSpec]:
+    """What to make for each name of --backends."""
+    specs: list[BackendSpec] = []
+    for name in names:
+        [spec] = expand(["dpcomm" if name == PRIVATE else name], [wire], ["auto"])
+        if name == PRIVATE:
+            spec = dataclasses.replace(spec, label=PRIVATE, shared_buckets=False)
+        specs.append(spec)
+    if len({spec.label for spec in specs}) < len(specs):
+        raise BenchError("--backends has a name twice")
+    return specs
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs all backends; returns the JSON."""
-    specs = expand(arguments.backends.split(","), [arguments.wire], ["auto"])
+    specs = asked_for(arguments.backends.split(","), arguments.wire)
     replicas: list[Replica] = []
     tokens = torch.randint(0, VOCABULARY, (arguments.batch, 65))
     for spec in specs:
@@ -102,7 +118,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backends", default="dpcomm,gloo", help="the last is the reference")
+    parser.add_argument(
+        "--backends", default=f"dpcomm,{PRIVATE},gloo", help="the last is the reference"
+    )
     parser.add_argument("--pairs", type=int, default=15, help="steps with and without sync (15)")
     parser.add_argument("--batch", type=int, default=4, help="sequences of 64 tokens a rank (4)")
     parser.add_argument("--wire", default="native", help="dpcomm's wire format")

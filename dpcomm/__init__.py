@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpcomm.errors import DpcommError, InternalError, PeerError, TimeoutError, UsageError
 from dpcomm.launching import launch
+from dpcomm.memory import empty, empty_array, is_shared, shared_memory
 from dpcomm.options import Options, wire
 from dpcomm.starting import Place, init
 
@@ -27,9 +28,13 @@ __all__ = [
     "TimeoutError",
     "UsageError",
     "dump_flight_record",
+    "empty",
+    "empty_array",
     "flight_record",
     "init",
+    "is_shared",
     "launch",
+    "shared_memory",
     "stats",
     "wire",
 ]

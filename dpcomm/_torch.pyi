@@ -1,5 +1,6 @@
 """The torch binding (csrc/bind/torch_module.cc). Use dpcomm.backend: it checks versions first."""
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 from dpcomm._core import _Stats
@@ -11,6 +12,7 @@ class _Options(TypedDict):
     algorithm: str
     timeout_ms: int
     transport: str
+    shared_buckets: bool
     name: str
 
 class GroupOptions:
@@ -43,6 +45,12 @@ def options(backend: Any) -> _Options:
 
 def set_thread_wire(wire: str | None) -> str | None:
     """Sets the wire format of this thread's reductions (None: the group's); returns the last."""
+
+def set_thread_shared_memory(on: bool) -> bool:
+    """Whether large CPU blocks of this thread lie in shared memory; returns what was before."""
+
+def shared_empty(size: Sequence[int], dtype: Any) -> Any:
+    """A tensor of zeros in shared memory."""
 
 def wires() -> list[str]:
     """Names of the wire formats."""

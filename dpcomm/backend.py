@@ -13,7 +13,7 @@ import importlib.util
 from types import ModuleType
 from typing import Any
 
-from dpcomm import _build
+from dpcomm import _buckets, _build
 from dpcomm.errors import UsageError
 from dpcomm.options import Options
 
@@ -66,4 +66,5 @@ def _create(group: Any, pg_options: Options | None) -> Any:
     """
     if pg_options is not None and not isinstance(pg_options, Options):
         raise UsageError(f"pg_options of backend dpcomm is a dpcomm.Options, not {pg_options!r}")
+    _buckets.install(binding())
     return binding().create(group, pg_options.chosen() if pg_options is not None else {})

@@ -35,6 +35,9 @@ class Options:
         timeout: of each operation and of the start, in seconds or as a timedelta (default
             DPCOMM_TIMEOUT, else torch's `timeout` argument).
         transport: "auto" or "shm" (default DPCOMM_TRANSPORT, else "auto").
+        shared_buckets: whether the gradient buckets of DistributedDataParallel, those of 1 MiB and
+            more, lie in memory that the ranks of a host share (default DPCOMM_SHARED_BUCKETS, else
+            True); in forked processes it is the same memory (dpcomm.memory).
 
     Raises:
         UsageError: a value that is none of those allowed; the text lists them.
@@ -45,11 +48,14 @@ class Options:
     algorithm: str | None = None
     timeout: float | timedelta | None = None
     transport: str | None = None
+    shared_buckets: bool | None = None
 
     def __post_init__(self) -> None:
         _check("wire", self.wire, _WIRES)
         _check("wire_links", self.wire_links, _WIRE_LINKS)
         _check("transport", self.transport, _TRANSPORTS)
+        if self.shared_buckets is not None and not isinstance(self.shared_buckets, bool):
+            raise UsageError(f"shared_buckets={self.shared_buckets!r} is neither True nor False")
         if self.algorithm is not None and not isinstance(self.algorithm, str):
             raise UsageError(f"algorithm={self.algorithm!r} is not a name")
         if self.timeout is not None:
@@ -57,7 +63,7 @@ class Options:
 
     def chosen(self) -> dict[str, str | int]:
         """What was chosen, in the form that ``dpcomm._torch.create`` takes."""
-        names = ("wire", "wire_links", "algorithm", "transport")
+        names = ("wire", "wire_links", "algorithm", "transport", "shared_buckets")
         chosen: dict[str, str | int] = {
             name: getattr(self, name) for name in names if getattr(self, name) is not None
         }

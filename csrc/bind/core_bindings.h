@@ -19,5 +19,6 @@ void bind_virtual_group(pybind11::module_& module);  // core_virtual_group.cc
 void bind_communicator(pybind11::module_& module);   // core_communicator.cc
 void bind_short_call(pybind11::module_& module);     // core_short_call.cc
 void bind_flight(pybind11::module_& module);         // core_flight.cc
+void bind_shared_memory(pybind11::module_& module);  // core_shared_memory.cc
 
 }  // namespace dpcomm

@@ -12,4 +12,5 @@ PYBIND11_MODULE(_core, module) {
   dpcomm::bind_communicator(module);
   dpcomm::bind_short_call(module);
   dpcomm::bind_flight(module);
+  dpcomm::bind_shared_memory(module);
 }

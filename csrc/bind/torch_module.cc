@@ -1,5 +1,6 @@
 // The extension module dpcomm._torch: the backend for torch.distributed. Built with the pybind11
 // that torch bundles, so that its types, and its translation of exceptions, are shared with torch.
+#include <torch/csrc/Dtype.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -12,9 +13,11 @@
 #include "base/env.h"
 #include "bind/stats_dict.h"
 #include "comm/flight_recorder.h"
+#include "cpu/shared_heap.h"
 #include "schedule/registry.h"
 #include "torch/process_group.h"
 #include "torch/python_hooks.h"
+#include "torch/shared_tensors.h"
 
 namespace dpcomm {
 namespace {
@@ -141,6 +144,8 @@ void apply(CommunicatorOptions& options, const py::dict& chosen) {
       options.algorithm = algorithm(value.cast<std::string>());
     } else if (name == "transport") {
       options.transport = value.cast<std::string>();
+    } else if (name == "shared_buckets") {
+      options.shared_buckets = value.cast<bool>();
     } else if (name == "timeout_ms") {
       options.timeout = std::chrono::milliseconds(value.cast<int64_t>());
     } else {
@@ -183,6 +188,7 @@ py::dict options(const c10::intrusive_ptr<c10d::Backend>& backend) {
   all["algorithm"] = options.algorithm;
   all["timeout_ms"] = options.timeout.count();
   all["transport"] = options.transport;
+  all["shared_buckets"] = options.shared_buckets;
   all["name"] = options.name;
   return all;
 }
@@ -195,6 +201,7 @@ py::object options_of(ProcessGroupDpcomm& group) {
   chosen["wire"] = name(options.wire);
   chosen["wire_links"] = options.wire_on_all_links ? "all" : "network";
   chosen["algorithm"] = options.algorithm;
+  chosen["shared_buckets"] = options.shared_buckets;
   chosen["timeout"] = static_cast<double>(options.timeout.count()) / 1000;
   if (options.transport != "inproc") chosen["transport"] = options.transport;
   return py::module_::import("dpcomm.options").attr("Options")(**chosen);
@@ -245,6 +252,15 @@ std::optional<std::string> set_thread_wire(const std::optional<std::string>& wir
   return previous;
 }
 
+at::Tensor shared_empty_of(const std::vector<int64_t>& size, const py::object& dtype) {
+  if (!THPDtype_Check(dtype.ptr())) {
+    throw usage_error("dtype=", py::repr(dtype).cast<std::string>(), " is no torch.dtype");
+  }
+  const at::ScalarType type = reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
+  const py::gil_scoped_release release;
+  return shared_empty(size, type);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
@@ -253,6 +269,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   install_hooks();
   const py::module_ core = py::module_::import("dpcomm._core");
   FlightRecorder::share(reinterpret_cast<void*>(core.attr("_flight_registry")().cast<uintptr_t>()));
+  SharedHeap::share(reinterpret_cast<void*>(core.attr("_heap_registry")().cast<uintptr_t>()));
   define_classes(module);
   module.def("create", &create, py::arg("group"), py::arg("chosen"));
   module.def("shutdown_all", &ProcessGroupDpcomm::shutdown_all,
@@ -260,6 +277,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("stats", &stats, py::arg("backend"));
   module.def("options", &options, py::arg("backend"));
   module.def("set_thread_wire", &set_thread_wire, py::arg("wire"));
+  module.def("set_thread_shared_memory", &set_thread_shared_memory, py::arg("on"));
+  module.def("shared_empty", &shared_empty_of, py::arg("size"), py::arg("dtype"));
   module.def("wires", &wire_names);
   module.def("algorithms", &algorithm_names);
 }

@@ -35,6 +35,11 @@ CommunicatorOptions CommunicatorOptions::from_environment() {
   options.algorithm = environment(Variable::ALGO);
   check_algorithm(options.algorithm);
   options.transport = environment(Variable::TRANSPORT);
+  const std::string shared = environment(Variable::SHARED_BUCKETS);
+  if (shared != "0" && shared != "1") {
+    throw usage_error("DPCOMM_SHARED_BUCKETS=", shared, " is neither 0 nor 1");
+  }
+  options.shared_buckets = shared == "1";
   const double seconds = environment_number(Variable::TIMEOUT, 600);
   options.timeout = std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
   return options;

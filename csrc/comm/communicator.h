@@ -31,6 +31,8 @@ struct CommunicatorOptions {
   std::chrono::milliseconds timeout{600000};  ///< of each operation and of the start
   std::string transport = "auto";             ///< "shm", "inproc" (DPCOMM_TRANSPORT)
   std::string name = "default";               ///< unique per group and generation in its store
+  /// Of a group of torch: DDP's gradient buckets lie in shared memory (DPCOMM_SHARED_BUCKETS).
+  bool shared_buckets = true;
   /// Of every rank of the group: its rank among all of the job, for what a user reads. Empty: the
   /// group has all ranks.
   std::vector<int> global_ranks;

@@ -169,6 +169,7 @@ class Heap {
     return allocated_bytes_;
   }
   pid_t owner() const { return owner_; }
+  Heap* parents = nullptr;  ///< in a forked child: the heap that the parent had from its parent
   /// In a child just forked: only what a signal handler may do.
   void close_in_child() const;
 
@@ -317,8 +318,10 @@ void Heap::close_in_child() const {
   }
 }
 
+/// Heaps are never destroyed: tensors are freed till the very end.
 struct Registry {
-  std::atomic<Heap*> heap{nullptr};  // never destroyed: tensors are freed till the very end
+  std::atomic<Heap*> heap{nullptr};
+  std::atomic<Heap*> parents{nullptr};  // those of the processes that this one was forked from
 };
 
 constinit Registry own_registry;
@@ -327,7 +330,10 @@ constinit Registry* shared_registry = &own_registry;
 /// A child has its parent's blocks, but no heap.
 void leave_heap_to_parent() {
   Heap* heap = shared_registry->heap.exchange(nullptr);
-  if (heap != nullptr) heap->close_in_child();
+  if (heap == nullptr) return;
+  heap->parents = shared_registry->parents.load();
+  shared_registry->parents.store(heap);
+  heap->close_in_child();
 }
 
 Heap* current_heap() { return shared_registry->heap.load(); }
@@ -347,8 +353,8 @@ Heap& make_heap() {
 void* SharedHeap::allocate(size_t bytes) {
   Heap* heap = current_heap();
   if (heap != nullptr && heap->owner() != getpid()) {  // a child that no handler knows of
-    shared_registry->heap.compare_exchange_strong(heap, nullptr);
-    heap = current_heap();
+    leave_heap_to_parent();
+    heap = nullptr;
   }
   return (heap != nullptr ? *heap : make_heap()).allocate(bytes);
 }
@@ -363,6 +369,15 @@ std::optional<uint64_t> SharedHeap::offset_of(const void* data, size_t bytes) {
   const Heap* heap = current_heap();
   if (heap == nullptr || !heap->contains(data, bytes)) return std::nullopt;
   return heap->offset_of(data);
+}
+
+bool SharedHeap::holds(const void* block) {
+  const Heap* heap = current_heap();
+  if (heap != nullptr && heap->contains(block, 1)) return true;
+  for (heap = shared_registry->parents.load(); heap != nullptr; heap = heap->parents) {
+    if (heap->contains(block, 1)) return true;
+  }
+  return false;
 }
 
 HeapHandle SharedHeap::handle() {

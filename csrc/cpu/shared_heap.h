@@ -39,6 +39,8 @@ class SharedHeap {
   /// Offset of [data, data + bytes) in the heap; nothing if it does not lie in it, or in a forked
   /// child. Two loads and a comparison.
   static std::optional<uint64_t> offset_of(const void* data, size_t bytes);
+  /// True also for what a forked child has of its parents: for who has to know how to free it.
+  static bool holds(const void* block);
   static HeapHandle handle();
   /// Of the blocks in use, in whole pages.
   static size_t allocated_bytes();

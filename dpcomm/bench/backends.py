@@ -38,6 +38,7 @@ class BackendSpec:
     wire: str = "native"
     algo: str = "auto"
     label: str = ""
+    shared_buckets: bool | None = None  # of dpcomm; None: its default
 
     @property
     def base(self) -> str:
@@ -229,7 +230,12 @@ def _dpcomm_options(spec: BackendSpec, wire_links: str) -> Any:
     import dpcomm
 
     try:
-        return dpcomm.Options(wire=spec.wire, algorithm=spec.algo, wire_links=wire_links)
+        return dpcomm.Options(
+            wire=spec.wire,
+            algorithm=spec.algo,
+            wire_links=wire_links,
+            shared_buckets=spec.shared_buckets,
+        )
     except UsageError as error:
         raise BenchError(str(error)) from error
 
