@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -182,14 +183,23 @@ TEST(many_threads) {
 }
 
 TEST(the_first_block_from_many_threads) {
-  CHECK(in_child([] {
-    std::vector<std::thread> threads;
-    std::byte* blocks[8];
-    for (auto& block : blocks) threads.emplace_back([&block] { block = allocate(4096); });
-    for (auto& thread : threads) thread.join();
-    for (const auto& block : blocks) CHECK(SharedHeap::offset_of(block, 4096).has_value());
-    CHECK_EQ(SharedHeap::allocated_bytes(), 8 * 4096u);
-  }));
+  for (int i = 0; i < 10; ++i) {
+    CHECK(in_child([] {
+      std::atomic<int> missing{8};
+      std::vector<std::thread> threads;
+      std::byte* blocks[8];
+      for (auto& block : blocks) {
+        threads.emplace_back([&] {
+          missing.fetch_sub(1);
+          while (missing.load() > 0) std::this_thread::yield();
+          block = allocate(4096);
+        });
+      }
+      for (auto& thread : threads) thread.join();
+      for (const auto& block : blocks) CHECK(SharedHeap::offset_of(block, 4096).has_value());
+      CHECK_EQ(SharedHeap::allocated_bytes(), 8 * 4096u);
+    }));
+  }
 }
 
 TEST(a_peer_sees_all_blocks_and_only_the_heap) {
