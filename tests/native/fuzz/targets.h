@@ -325,7 +325,7 @@ inline const std::vector<Target>& targets() {
        words,
        {"error 1 rank 2 died", "ok", "no room", "go", "again", "0123456789abcdef-pg"}},
       {"text", text, {"\x7f plain \xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80"}},
-      {"failure", failure, {Bytes("\1\0\0\0\5\0\0\0rank!", 13)}},
+      {"failure", failure, {Bytes("\1\1\0\0\0\5\0\0\0rank!", 14)}},
       {"records", records, {Bytes(512, '\1'), Bytes(512, '\0')}},
       {"packets",
        packets,
