@@ -289,6 +289,7 @@ TEST(a_forked_child_hurts_nobody) {
     std::memset(block, 6, kMiB);         // and the same memory
     CHECK(!SharedHeap::offset_of(block, 4 * kMiB));
     CHECK_EQ(SharedHeap::handle().id, 0u);
+    CHECK(SharedHeap::holds(block));          // not malloc's to free
     CHECK_EQ(fcntl(parent.fd, F_GETFD), -1);  // no descriptor of a heap that is not its own
     SharedHeap::free(block);
     std::byte* own = allocate(4 * kMiB);
@@ -302,6 +303,9 @@ TEST(a_forked_child_hurts_nobody) {
       CHECK(all_are(own, 4 * kMiB, 9));
       CHECK(all_are(block, kMiB, 6));
       CHECK(!SharedHeap::offset_of(own, 1));
+      CHECK(SharedHeap::holds(own) && SharedHeap::holds(block));
+      int local;
+      CHECK(!SharedHeap::holds(&local));
       SharedHeap::free(allocate(1));
     }));
     SharedHeap::free(own);

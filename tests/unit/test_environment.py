@@ -39,6 +39,7 @@ def test_every_variable_has_a_help_text() -> None:
         ("DPCOMM_ALGO", "star", "algorithm 'star' is not known; there are auto, ring"),
         ("DPCOMM_TIMEOUT", "soon", "DPCOMM_TIMEOUT=soon is not a non-negative number"),
         ("DPCOMM_TRANSPORT", "pigeon", "transport 'pigeon' is not known; there are auto, shm"),
+        ("DPCOMM_SHARED_BUCKETS", "yes", "DPCOMM_SHARED_BUCKETS=yes is neither 0 nor 1"),
         ("DPCOMM_SLOT_BYTES", "-1", "DPCOMM_SLOT_BYTES=-1 is not a non-negative number"),
         ("DPCOMM_FAULTS", "melt=1", "DPCOMM_FAULTS: 'melt' is not a fault"),
         ("DPCOMM_ISA", "sse9", "DPCOMM_ISA"),
