@@ -13,14 +13,15 @@ namespace dpcomm {
 class ChoiceCache {
  public:
   /// What choose() gives for an operation on the CPU, with its errors.
-  Choice find(const Operation& operation, const CommunicatorOptions& options, int world) {
+  Choice find(const Operation& operation, const CommunicatorOptions& options,
+              const HostFacts& host) {
     if (!operation.algorithm.empty() || !operation.counts.empty()) {
-      return choose(operation, options, world);
+      return choose(operation, options, host);
     }
     const uint64_t kind = kind_of(operation);
     Entry& entry = entries_[(operation.count ^ kind ^ (kind >> 8)) % kEntries];
     if (entry.kind != kind || entry.count != operation.count || entry.root != operation.root) {
-      const Choice choice = choose(operation, options, world);
+      const Choice choice = choose(operation, options, host);
       entry = Entry{operation.count, kind, operation.root, choice};
     }
     return entry.choice;

@@ -40,6 +40,10 @@ CommunicatorOptions CommunicatorOptions::from_environment() {
     throw usage_error("DPCOMM_SHARED_BUCKETS=", shared, " is neither 0 nor 1");
   }
   options.shared_buckets = shared == "1";
+  options.path = environment(Variable::PATH);
+  if (options.path != "auto" && options.path != "channels") {
+    throw usage_error("DPCOMM_PATH=", options.path, " is neither auto nor channels");
+  }
   const double seconds = environment_number(Variable::TIMEOUT, 600);
   options.timeout = std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
   return options;
@@ -52,6 +56,8 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
       : transport(std::move(made)),
         options(chosen),
         executor(*transport, WaitPolicy::choose(transport->world()), closing),
+        paths(*transport, WaitPolicy::choose(transport->world()), closing),
+        host(paths.facts()),
         timeout_ms(chosen.timeout.count()),
         generation(fork_generation()),
         log(std::make_shared<Logbook>(transport->rank(), transport->world(), options)),
@@ -81,6 +87,8 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
   /// `device`: of its staging, for an operation on it; null for one on the CPU.
   Choice check(const Operation& operation, const StagingGeometry* device = nullptr) const;
   OpRecord next_record(const Operation& operation, const Choice& choice) const;
+  uint64_t sent_bytes() const { return executor.wire_bytes() + paths.wire_bytes(); }
+  uint64_t waited_ns() const { return executor.wait_ns() + paths.wait_ns(); }
   void execute(const Operation& operation, const Choice& choice, bool patient, uint64_t flight,
                Clock::time_point now);
   Failure fail_all(const Failure& failure);
@@ -101,6 +109,8 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
   const CommunicatorOptions options;
   std::atomic<bool> closing{false};
   Executor executor;
+  LocalPaths paths;
+  const HostFacts host;
   std::atomic<int64_t> timeout_ms;
   const uint32_t generation;
   const std::shared_ptr<Logbook> log;
@@ -118,6 +128,7 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
 
   // Of the thread that runs an operation.
   OpRecord last;
+  uint32_t history = 0;  // digest of all operations so far
   uint64_t wire_bytes = 0, wait_ns = 0;  // of all operations so far
 
   std::mutex opening;                  // held while a device is opened
@@ -126,9 +137,8 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
 };
 
 Choice Communicator::Impl::check(const Operation& operation, const StagingGeometry* device) const {
-  const int world = transport->world();
-  check_operation(operation, transport->rank(), world);
-  return choose(operation, options, world, device);
+  check_operation(operation, transport->rank(), transport->world());
+  return choose(operation, options, host, device);
 }
 
 /// A world of one: what is left of an operation.
@@ -166,6 +176,7 @@ OpRecord Communicator::Impl::next_record(const Operation& operation, const Choic
   record.op = static_cast<uint8_t>(operation.op);
   record.wire = static_cast<uint8_t>(choice.wire);
   record.algorithm = static_cast<uint8_t>(choice.algorithm);
+  record.path = static_cast<uint8_t>(choice.path);
   return record;
 }
 
@@ -187,6 +198,9 @@ void Communicator::Impl::execute(const Operation& operation, const Choice& choic
   } else {
     Task task;
     task.record = record;
+    task.tag = fingerprint(record);
+    task.history = history;
+    history = (history ^ task.tag) * 0x9e3779b1u;
     task.input = static_cast<const std::byte*>(operation.input);
     task.output = static_cast<std::byte*>(operation.output);
     task.collective = operation.collective;
@@ -205,16 +219,20 @@ void Communicator::Impl::execute(const Operation& operation, const Choice& choic
     task.deadline = now + std::chrono::milliseconds(limit);
     task.limit = std::chrono::milliseconds(limit);
     task.interrupted = &operation.interrupted;
-    executor.run(task);
+    if (choice.path == Path::kChannels) {
+      executor.run(task);
+    } else {
+      paths.run(task, choice.path);
+    }
   }
   record.finished = record.sequence;
   transport->announce(record);
-  const Logbook::Cost cost{record.count * size_bytes(operation.dtype),
-                           executor.wire_bytes() - wire_bytes, executor.wait_ns() - wait_ns};
+  const Logbook::Cost cost{record.count * size_bytes(operation.dtype), sent_bytes() - wire_bytes,
+                           waited_ns() - wait_ns};
   const int64_t took = log->ends(flight, record, cost);
   if (!patient) log->waited(took);
-  wire_bytes = executor.wire_bytes();
-  wait_ns = executor.wait_ns();
+  wire_bytes = sent_bytes();
+  wait_ns = waited_ns();
 }
 
 /// Runs an operation; an error makes the communicator unusable on all ranks, with one text.
@@ -358,7 +376,7 @@ void Communicator::run(const Operation& given) {
     work->wait();  // the buffers are the caller's
     return;
   }
-  const Choice choice = impl.choices.find(operation, impl.options, world());
+  const Choice choice = impl.choices.find(operation, impl.options, impl.host);
   const auto now = Clock::now();
   const Given how = impl.transport->failed() ? Given::kFails : Given::kStarts;
   const uint64_t flight = impl.note(operation, choice, now, how);
@@ -510,7 +528,7 @@ void Communicator::check_on_device(const Operation& operation) const {
 std::pair<std::string, WireFormat> Communicator::choice(const Operation& given) const {
   Operation room;
   const Operation& operation = sized(given, world(), room);
-  const Choice choice = choose(operation, impl_->options, world());
+  const Choice choice = choose(operation, impl_->options, impl_->host);
   return {kAlgorithms[choice.algorithm].name, choice.wire};
 }
 

@@ -28,6 +28,7 @@ struct CommunicatorOptions {
   WireFormat wire = WireFormat::kNative;  ///< the lossiest format allowed (DPCOMM_WIRE)
   bool wire_on_all_links = false;         ///< also within a host (DPCOMM_WIRE_LINKS=all)
   std::string algorithm = "auto";         ///< or a name of schedule/algorithms.def (DPCOMM_ALGO)
+  std::string path = "auto";              ///< within a host; or "channels" (DPCOMM_PATH)
   std::chrono::milliseconds timeout{600000};  ///< of each operation and of the start
   std::string transport = "auto";             ///< "shm", "inproc" (DPCOMM_TRANSPORT)
   std::string name = "default";               ///< unique per group and generation in its store

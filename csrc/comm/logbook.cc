@@ -186,7 +186,7 @@ std::string algorithm_table(Collective collective, const CommunicatorOptions& op
     operation.collective = collective;
     operation.count = bytes / size_bytes(operation.dtype);
     try {
-      const int algorithm = choose(operation, options, world).algorithm;
+      const int algorithm = choose(operation, options, HostFacts{world, 0, Reach::kNone}).algorithm;
       return algorithm < 0 ? "" : kAlgorithms[algorithm].name;
     } catch (const Error&) {  // the wire format that is allowed does not go with it
       return "an error";

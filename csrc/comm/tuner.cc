@@ -63,8 +63,9 @@ void check_algorithm(const std::string& algorithm) {
   throw usage_error("algorithm '", algorithm, "' is not known; there are ", known);
 }
 
-Choice choose(const Operation& operation, const CommunicatorOptions& options, int world,
+Choice choose(const Operation& operation, const CommunicatorOptions& options, const HostFacts& host,
               const StagingGeometry* device) {
+  const int world = host.world;
   const std::string& asked = operation.algorithm.empty() ? options.algorithm : operation.algorithm;
   if (!operation.algorithm.empty()) check_algorithm(operation.algorithm);
   const bool barrier = operation.collective == Collective::kBarrier;
@@ -73,7 +74,8 @@ Choice choose(const Operation& operation, const CommunicatorOptions& options, in
   // broadcast by double tree) leaves the choice to auto.
   int algorithm = asked == "auto" || barrier ? -1 : find_algorithm(collective, asked);
   const WireFormat wire = wire_for(operation, options, device != nullptr);
-  if (algorithm < 0) {
+  const bool automatically = algorithm < 0;
+  if (automatically) {
     algorithm =
         find_algorithm(collective, device != nullptr ? automatic_on_device(operation, wire, *device)
                                                      : automatic(operation, world));
@@ -87,7 +89,13 @@ Choice choose(const Operation& operation, const CommunicatorOptions& options, in
                         " ranks rounds ", roundings, " times; use two_shot or auto");
     }
   }
-  return Choice{algorithm, wire};
+  Choice choice{algorithm, wire};
+  // An algorithm that the user names is run as its schedule says.
+  if (automatically && device == nullptr && wire == WireFormat::kNative && options.path == "auto") {
+    choice.path = choose_path(operation.collective, operation.count, size_bytes(operation.dtype),
+                              !operation.counts.empty(), host);
+  }
+  return choice;
 }
 
 }  // namespace dpcomm

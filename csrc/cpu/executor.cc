@@ -17,7 +17,7 @@ constexpr size_t kMaxAccumulatorBytes = 8;
 Executor::Executor(Transport& transport, const WaitPolicy& policy,
                    const std::atomic<bool>& interrupted)
     : transport_(transport),
-      diagnosis_(transport, Place::kHost),
+      watch_(transport, interrupted),
       policy_(policy),
       patient_policy_(WaitPolicy::choose_patient()),
       interrupted_(interrupted),
@@ -44,7 +44,7 @@ Executor::Executor(Transport& transport, const WaitPolicy& policy,
 void Executor::run(const Task& task) {
   const FloatEnvironment environment;
   task_ = &task;
-  tag_ = fingerprint(task.record);
+  tag_ = task.tag;
   lossy_ = task.wire != WireFormat::kNative;
   premultiplied_ = task.op == ReduceOp::kPremulSum;
   elem_bytes_ = size_bytes(task.dtype);

@@ -12,7 +12,9 @@
 #include "base/clock.h"
 #include "cpu/blocks.h"
 #include "cpu/diagnosis.h"
+#include "cpu/operation_watch.h"
 #include "cpu/progress.h"
+#include "cpu/task.h"
 #include "schedule/cut.h"
 #include "schedule/registry.h"
 #include "schedule/step.h"
@@ -20,28 +22,6 @@
 #include "wire/codec.h"
 
 namespace dpcomm {
-
-/// An operation as the executor needs it: checked, and with algorithm and wire format chosen.
-struct Task {
-  OpRecord record;  ///< says which operation, for tags and messages
-  const std::byte* input = nullptr;
-  std::byte* output = nullptr;
-  Collective collective = Collective::kAllReduce;
-  size_t count = 0;
-  std::vector<size_t> counts;       ///< as in Operation, unless all blocks are of `count` elements
-  std::vector<size_t> recv_counts;  ///< of an all-to-all with `counts`
-  Dtype dtype = Dtype::kFloat32;
-  ReduceOp op = ReduceOp::kSum;
-  double factor = 1;
-  int root = 0;
-  WireFormat wire = WireFormat::kNative;
-  int algorithm = 0;     ///< index into kAlgorithms
-  bool patient = false;  ///< it runs beside other work of this process (WaitPolicy)
-  Clock::time_point deadline;
-  std::chrono::milliseconds limit{0};  ///< what the deadline came from, for messages
-  /// Asked now and then by a wait that lasts, in the thread of run(); true ends it.
-  const std::function<bool()>* interrupted = nullptr;
-};
 
 class Executor {
  public:
@@ -88,14 +68,12 @@ class Executor {
   // Asked by a wait that lasts (executor_wait.cc).
   void find_reason(const std::vector<const Step*>& waiting);
   std::vector<int> blocking_peers(const std::vector<const Step*>& waiting);
-  void show_life();
-  [[noreturn]] void throw_timeout(const std::vector<const Step*>& waiting);
 
   RecvChannel& recv_channel(int peer, int lane) { return *recv_[size_t(lane) * world_ + peer]; }
   SendChannel& send_channel(int peer, int lane) { return *send_[size_t(lane) * world_ + peer]; }
 
   Transport& transport_;
-  const Diagnosis diagnosis_;
+  OperationWatch watch_;
   const WaitPolicy policy_;
   const WaitPolicy patient_policy_;
   const std::atomic<bool>& interrupted_;

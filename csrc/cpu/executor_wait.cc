@@ -6,7 +6,7 @@
 namespace dpcomm {
 void Executor::check_message(int peer, const Message& message, const Slice& slice) const {
   if (message.tag != slice.tag) {
-    diagnosis_.check_disagreement(task_->record);
+    watch_.check_disagreement(*task_);
     const uint64_t sequence = task_->record.sequence;
     if (transport_.announced_at(peer, sequence).sequence == 0) {
       throw usage_error("ranks disagree: ", transport_.describe(rank_), " runs ",
@@ -53,36 +53,8 @@ std::vector<int> Executor::blocking_peers(const std::vector<const Step*>& waitin
   return peers;
 }
 
-void Executor::show_life() {
-  OpRecord record = task_->record;
-  record.alive_ns = now_ns();
-  transport_.announce(record);
-}
-
 void Executor::find_reason(const std::vector<const Step*>& waiting) {
-  if (const auto failure = transport_.failure()) throw Error(failure->kind, failure->message);
-  if (interrupted_.load()) diagnosis_.leave(task_->record);
-  if (task_->interrupted != nullptr && *task_->interrupted && (*task_->interrupted)()) {
-    throw peer_error(transport_.describe(rank_), " was interrupted in ", describe(task_->record));
-  }
-  show_life();
-  diagnosis_.check_disagreement(task_->record);
-  diagnosis_.check_peers(task_->record);
-  if (Clock::now() > task_->deadline) throw_timeout(waiting);
-}
-
-void Executor::throw_timeout(const std::vector<const Step*>& waiting) {
-  std::string reason = diagnosis_.not_called(task_->record);
-  if (reason.empty()) {
-    reason = diagnosis_.not_moving(task_->record);
-    std::vector<std::string> silent;
-    for (const int peer : blocking_peers(waiting)) silent.push_back(transport_.describe(peer));
-    if (reason.empty()) reason = "nothing came from " + joined(silent, ", ");
-    reason = "every rank has called it, but " + reason;
-  }
-  throw timeout_error(describe(task_->record), " was not complete after ",
-                      task_->limit.count() / 1000.0, " s on ", transport_.describe(rank_), ": ",
-                      reason, diagnosis_.report(task_->record));
+  watch_.look(*task_, [&] { return blocking_peers(waiting); });
 }
 
 }  // namespace dpcomm

@@ -12,14 +12,6 @@ namespace {
 constexpr int64_t kCheckNs = std::chrono::nanoseconds(Waiter::kCheck).count();
 constexpr int kPausesPerLook = 8;
 
-inline void cpu_pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
 int usable_cores() {
   cpu_set_t cores;
   return sched_getaffinity(0, sizeof(cores), &cores) == 0 ? std::max(1, CPU_COUNT(&cores)) : 1;

@@ -9,6 +9,15 @@
 
 namespace dpcomm {
 
+/// Lets the other thread of a core go on for a moment.
+inline void cpu_pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 /// How long each stage of a wait lasts before the next one begins.
 struct WaitPolicy {
   int64_t spin_ns = 0;

@@ -16,6 +16,7 @@
 #include <memory>
 #include <mutex>
 #include <random>
+#include <set>
 #include <unordered_map>
 #include <utility>
 
@@ -163,6 +164,12 @@ class Heap {
   uint64_t offset_of(const void* data) const {
     return static_cast<uint64_t>(static_cast<const std::byte*>(data) - base_);
   }
+  bool has(uint64_t offset, size_t bytes) const {
+    return offset <= bytes_ && bytes <= bytes_ - offset;
+  }
+  std::byte* at(uint64_t offset) const { return base_ + offset; }
+  /// The block around the offset is not to be given out again.
+  void keep(uint64_t offset);
   HeapHandle handle() const { return HeapHandle{id_, fd_, bytes_}; }
   size_t allocated_bytes() const {
     const std::lock_guard lock(mutex_);
@@ -191,6 +198,7 @@ class Heap {
   mutable std::mutex mutex_;
   FreeRanges free_;
   std::unordered_map<uint64_t, size_t> blocks_;
+  std::set<uint64_t> kept_;  // offsets of blocks that are not given out again
   size_t allocated_bytes_ = 0;
 };
 
@@ -291,8 +299,10 @@ void* Heap::allocate(size_t wanted) {
 void Heap::free(void* block) {
   const uint64_t offset = offset_of(block);
   size_t bytes = 0;
+  bool kept = false;
   {
     const std::lock_guard lock(mutex_);
+    kept = kept_.count(offset) > 0;
     const auto found = blocks_.find(offset);
     if (found != blocks_.end()) {
       bytes = found->second;
@@ -305,9 +315,16 @@ void Heap::free(void* block) {
   } else if (!punch(offset, bytes)) {
     // Not zero, so not to be given out again.
     log_line(LogLevel::kWarn, str("cannot give shared memory back: ", strerror(errno)));
-  } else {
+  } else if (!kept) {
     const std::lock_guard lock(mutex_);
     free_.give(offset, bytes);
+  }
+}
+
+void Heap::keep(uint64_t offset) {
+  const std::lock_guard lock(mutex_);
+  for (const auto& [first, bytes] : blocks_) {
+    if (first <= offset && offset - first < bytes) kept_.insert(first);
   }
 }
 
@@ -378,6 +395,19 @@ bool SharedHeap::holds(const void* block) {
     if (heap->contains(block, 1)) return true;
   }
   return false;
+}
+
+std::byte* SharedHeap::at(uint64_t offset, size_t bytes) {
+  const Heap* heap = current_heap();
+  if (heap == nullptr || !heap->has(offset, bytes)) {
+    throw internal_error("no ", bytes, " bytes of shared memory at ", offset);
+  }
+  return heap->at(offset);
+}
+
+void SharedHeap::keep(const void* data) {
+  Heap* heap = current_heap();
+  if (heap != nullptr && heap->contains(data, 1)) heap->keep(heap->offset_of(data));
 }
 
 HeapHandle SharedHeap::handle() {

@@ -41,6 +41,12 @@ class SharedHeap {
   static std::optional<uint64_t> offset_of(const void* data, size_t bytes);
   /// True also for what a forked child has of its parents: for who has to know how to free it.
   static bool holds(const void* block);
+  /// Where the bytes lie, in the heap of this process. Throws InternalError for a range outside of
+  /// it, and where there is no heap.
+  static std::byte* at(uint64_t offset, size_t bytes);
+  /// The block that `data` lies in is never given out again, also when it is freed: a peer may
+  /// still write there, after an operation that failed. Nothing happens if it is no block's.
+  static void keep(const void* data);
   static HeapHandle handle();
   /// Of the blocks in use, in whole pages.
   static size_t allocated_bytes();

@@ -76,14 +76,15 @@ struct OpRecord {
   uint64_t count = 0;     ///< elements; in blocks of unequal size, all of them
   double factor = 0;      ///< of PREMUL_SUM
   int32_t root = 0;
-  uint8_t collective = 0;    ///< Collective
-  uint8_t dtype = 0;         ///< Dtype
-  uint8_t op = 0;            ///< ReduceOp
-  uint8_t wire = 0;          ///< WireFormat
-  uint8_t algorithm = 0;     ///< index into kAlgorithms
-  uint8_t stage = 0;         ///< Stage; of operations on a device
-  uint8_t reserved[2] = {};  ///< no padding: the record is hashed as words
-  uint32_t blocks = 0;       ///< digest of the sizes of blocks; 0: of equal size, or known to few
+  uint8_t collective = 0;  ///< Collective
+  uint8_t dtype = 0;       ///< Dtype
+  uint8_t op = 0;          ///< ReduceOp
+  uint8_t wire = 0;        ///< WireFormat
+  uint8_t algorithm = 0;   ///< index into kAlgorithms
+  uint8_t stage = 0;       ///< Stage; of operations on a device
+  uint8_t path = 0;        ///< Path (cpu/local_paths.h)
+  uint8_t reserved = 0;    ///< no padding: the record is hashed as words
+  uint32_t blocks = 0;     ///< digest of the sizes of blocks; 0: of equal size, or known to few
 };
 
 static_assert(sizeof(OpRecord) == 56);
@@ -99,6 +100,14 @@ struct Failure {
   std::string message;
 };
 
+class Board;
+
+/// How this rank can get at the memory of the others' processes.
+enum class Reach : uint8_t {
+  kNone,
+  kCopies,  ///< every rank may read every rank's memory (process_memory.h)
+};
+
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -110,6 +119,16 @@ class Transport {
   virtual int message_lane() const = 0;
   virtual SendChannel& send_channel(int peer, int lane) = 0;
   virtual RecvChannel& recv_channel(int peer, int lane) = 0;
+
+  /// Where the ranks meet for the paths that do without channels; null if they share no memory.
+  virtual Board* board() { return nullptr; }
+  /// The same on all ranks.
+  virtual Reach reach() const { return Reach::kNone; }
+  /// Size from which an all-reduce reads the others' memory (reach()) rather than have it copied;
+  /// the same on all ranks.
+  virtual size_t single_copy_bytes() const { return SIZE_MAX; }
+  /// The process of a rank of this host.
+  virtual uint32_t process_id(int /*rank*/) const { return 0; }
 
   // Waiting. arm(); look at the channels once more; then sleep(ticket) or disarm().
   virtual uint32_t arm(Port port) = 0;

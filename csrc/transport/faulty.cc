@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "transport/board.h"
+
 namespace dpcomm {
 namespace {
 
@@ -63,6 +65,18 @@ struct State {
   std::mt19937_64 random;
   uint64_t published = 0;
 
+  /// Something is about to be published: this rank may be late, die or stop first.
+  PublishFault publishes() {
+    const uint64_t number = ++published;
+    if (faults.delay_us > 0) {
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % faults.delay_us));
+    }
+    if (number == faults.kill) raise(SIGKILL);
+    if (number == faults.stop) raise(SIGSTOP);
+    if (number == faults.drop) return PublishFault::kDropped;
+    return number == faults.retag ? PublishFault::kRetagged : PublishFault::kNone;
+  }
+
   bool stalls() {
     return faults.stall > 0 && std::uniform_real_distribution<double>(0, 1)(random) < faults.stall;
   }
@@ -75,16 +89,10 @@ class FaultySender final : public SendChannel {
   std::byte* try_acquire() override { return state_.stalls() ? nullptr : inner_.try_acquire(); }
 
   void publish(uint32_t bytes, uint32_t tag) override {
-    const Faults& faults = state_.faults;
-    const uint64_t number = ++state_.published;
-    if (faults.delay_us > 0) {
-      std::this_thread::sleep_for(std::chrono::microseconds(state_.random() % faults.delay_us));
-    }
-    if (number == faults.kill) raise(SIGKILL);
-    if (number == faults.stop) raise(SIGSTOP);
-    if (number == faults.drop) return;
-    inner_.publish(number == faults.shorten && bytes > 0 ? bytes - 1 : bytes,
-                   number == faults.retag ? tag ^ 1 : tag);
+    const PublishFault fault = state_.publishes();
+    if (fault == PublishFault::kDropped) return;
+    const bool shorten = state_.published == state_.faults.shorten && bytes > 0;
+    inner_.publish(shorten ? bytes - 1 : bytes, fault == PublishFault::kRetagged ? tag ^ 1 : tag);
   }
 
  private:
@@ -111,6 +119,9 @@ class FaultyTransport final : public Transport {
       state->faults = faults;
       state->random.seed(faults.seed + 1000003 * inner_->rank());
     }
+    if (Board* board = inner_->board()) {
+      board->plant([this] { return collectives_.publishes(); });
+    }
   }
 
   int rank() const override { return inner_->rank(); }
@@ -127,6 +138,10 @@ class FaultyTransport final : public Transport {
         std::make_unique<FaultyReceiver>(inner_->recv_channel(peer, lane), state_of(lane)));
     return *receivers_.back();
   }
+  Board* board() override { return inner_->board(); }
+  Reach reach() const override { return inner_->reach(); }
+  size_t single_copy_bytes() const override { return inner_->single_copy_bytes(); }
+  uint32_t process_id(int rank) const override { return inner_->process_id(rank); }
   uint32_t arm(Port port) override { return inner_->arm(port); }
   void disarm(Port port) override { inner_->disarm(port); }
   void sleep(Port port, uint32_t ticket, std::chrono::nanoseconds limit) override {

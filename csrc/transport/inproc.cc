@@ -5,6 +5,7 @@
 #include <mutex>
 #include <string>
 
+#include "transport/process_memory.h"
 #include "transport/shared_arena.h"
 #include "transport/transport.h"
 
@@ -63,6 +64,7 @@ class InprocTransport final : public ArenaTransport {
       : ArenaTransport(config.rank, layout),
         memory_(meetings().join(config.name, config.world, layout.bytes())) {
     attach(memory_.get());
+    line(rank()).reaches.store(reading_wanted() && can_read_own());
     try {
       wait_for_all(config, Clock::now() + config.timeout);
     } catch (...) {

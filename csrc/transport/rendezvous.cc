@@ -67,6 +67,7 @@ std::unique_ptr<Transport> Rendezvous::run() {
   set(str("here/", config_.rank), Presence::own().text());
   auto transport = config_.rank == 0 ? lead() : follow();
   const auto deadline = std::max(deadline_, Clock::now() + kGrace);
+  transport->probe_reach();
   transport->wait_for_all(config_, deadline);
   return transport;
 }

@@ -49,6 +49,7 @@ class ShmTransport final : public ArenaTransport {
   void unlink() { segment_.unlink(); }
   bool has_come(int rank) const { return line(rank).state.load() != 0; }
   using ArenaTransport::attendance;
+  using ArenaTransport::probe_reach;
   using ArenaTransport::raise;
   using ArenaTransport::wait_for_all;
 

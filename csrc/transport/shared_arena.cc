@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <random>
 #include <thread>
 
 #include "transport/process.h"
+#include "transport/process_memory.h"
 
 namespace dpcomm {
 namespace {
@@ -24,7 +26,18 @@ constexpr size_t kTreeLaneShare = 8;  // a tree lane's slots are so many times s
 constexpr size_t failures_offset() { return sizeof(FailureWord); }
 size_t bells_offset(int world) { return failures_offset() + world * sizeof(FailureText); }
 size_t lines_offset(int world) { return bells_offset(world) + kPorts * world * sizeof(Bell); }
-size_t channels_offset(int world) { return lines_offset(world) + world * sizeof(RankLine); }
+size_t board_offset(int world) {
+  return BoardLayout::to_page(lines_offset(world) + world * sizeof(RankLine));
+}
+
+constexpr size_t kMaxBoardSlotBytes = size_t{32} << 10;
+constexpr size_t kMaxBounceBytes = size_t{512} << 10;
+
+/// A word that no other process is likely to have.
+uint64_t fresh_word() {
+  std::random_device random;
+  return ((uint64_t{random()} << 32) | random()) | 1;
+}
 
 size_t floor_to(size_t value, size_t unit) { return value / unit * unit; }
 
@@ -34,9 +47,15 @@ size_t ArenaLayout::bytes() const {
   return channel_offset(static_cast<int>(lanes.size()), 0, 0);  // the end of the last lane
 }
 
+BoardLayout ArenaLayout::board() const {
+  const size_t slot_bytes = lanes[0].slot_bytes;
+  return BoardLayout{world, std::min(kMaxBoardSlotBytes, slot_bytes),
+                     std::min(kMaxBounceBytes, 2 * slot_bytes)};
+}
+
 size_t ArenaLayout::channel_offset(int lane, int from, int to) const {
   const size_t peers = world - 1;
-  size_t offset = channels_offset(world);
+  size_t offset = board_offset(world) + board().bytes();
   for (int i = 0; i < lane; ++i) offset += world * peers * channel_bytes(lanes[i]);
   if (from == to) return offset;  // the end of the lane before; no such channel
   return offset + (from * peers + (to > from ? to - 1 : to)) * channel_bytes(lanes[lane]);
@@ -89,6 +108,8 @@ Error died_at_start(const std::string& group, int world, const std::string& rank
 
 void ArenaTransport::attach(std::byte* base, uint64_t process) {
   base_ = base;
+  board_.emplace(base_ + board_offset(world()), layout_.board(), rank_,
+                 &bell(0, Port::kCollectives), kPorts * sizeof(Bell));
   const int lanes = static_cast<int>(layout_.lanes.size());
   senders_.reserve(size_t(lanes) * world());
   receivers_.reserve(size_t(lanes) * world());
@@ -107,7 +128,37 @@ void ArenaTransport::attach(std::byte* base, uint64_t process) {
   line(rank_).host.write(host);
   line(rank_).pid.store(static_cast<uint32_t>(getpid()));
   line(rank_).process.store(process);
+  probed_ = fresh_word();
+  line(rank_).word.store(probed_);
+  line(rank_).probe.store(reinterpret_cast<uint64_t>(&probed_));
+  line(rank_).single_copy_bytes.store(single_copy_wanted());
+  allow_reading();
   line(rank_).state.store(RankLine::kAttached);
+}
+
+void ArenaTransport::probe_reach() {
+  bool all = reading_wanted();
+  for (int rank = 0; rank < world() && all; ++rank) {
+    uint64_t word = 0;
+    all = read_memory(line(rank).pid.load(), line(rank).probe.load(), &word, sizeof(word)) &&
+          word == line(rank).word.load();
+  }
+  line(rank_).reaches.store(all);
+}
+
+Reach ArenaTransport::reach() const {
+  for (int rank = 0; rank < world(); ++rank) {
+    if (line(rank).reaches.load() == 0) return Reach::kNone;
+  }
+  return Reach::kCopies;
+}
+
+size_t ArenaTransport::single_copy_bytes() const {
+  uint64_t bytes = 0;
+  for (int rank = 0; rank < world(); ++rank) {
+    bytes = std::max(bytes, line(rank).single_copy_bytes.load());
+  }
+  return reach() == Reach::kNone ? SIZE_MAX : bytes;
 }
 
 void ArenaTransport::wait_for_all(const TransportConfig& config, Clock::time_point deadline) {

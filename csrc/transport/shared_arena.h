@@ -4,9 +4,11 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "base/clock.h"
+#include "transport/board.h"
 #include "transport/slot_ring.h"
 #include "transport/transport.h"
 
@@ -15,12 +17,13 @@ namespace dpcomm {
 /// What an arena looks like; computed alike on all ranks.
 ///
 ///   whose failure was first | failure of each rank | bells of each rank, a port each |
-///   line of each rank | channels by lane, from, to
+///   line of each rank | board | channels by lane, from, to
 struct ArenaLayout {
   int world = 0;
   std::vector<LaneGeometry> lanes;
 
   size_t bytes() const;
+  BoardLayout board() const;
   size_t channel_offset(int lane, int from, int to) const;
   int message_lane() const { return static_cast<int>(lanes.size()) - 1; }
 };
@@ -57,6 +60,11 @@ class ArenaTransport : public Transport {
   SendChannel& send_channel(int peer, int lane) override { return senders_[index(peer, lane)]; }
   RecvChannel& recv_channel(int peer, int lane) override { return receivers_[index(peer, lane)]; }
 
+  Board* board() override { return &*board_; }
+  Reach reach() const override;
+  size_t single_copy_bytes() const override;
+  uint32_t process_id(int rank) const override { return line(rank).pid.load(); }
+
   uint32_t arm(Port port) override { return bell(rank_, port).arm(); }
   void disarm(Port port) override { bell(rank_, port).disarm(); }
   void sleep(Port port, uint32_t ticket, std::chrono::nanoseconds limit) override {
@@ -85,6 +93,8 @@ class ArenaTransport : public Transport {
 
   /// Builds the channels; the memory has to live until the object is gone.
   void attach(std::byte* base, uint64_t process = 0);
+  /// Finds out whether this rank may read the memory of all the others, who have attached.
+  void probe_reach();
   /// Says that this rank needs nothing more to start, and returns once every rank has said so.
   /// Throws, with the same text on all ranks, a TimeoutError naming those that have not by the
   /// deadline, or a PeerError naming one that died.
@@ -109,6 +119,8 @@ class ArenaTransport : public Transport {
   ArenaLayout layout_;
   std::byte* base_ = nullptr;
   std::mutex failing_;  // guards this rank's text
+  std::optional<Board> board_;
+  uint64_t probed_ = 0;  // what the others read to see whether they can; != 0
   std::vector<SlotSender> senders_;
   std::vector<SlotReceiver> receivers_;
 };

@@ -332,6 +332,10 @@ struct alignas(kLine) RankLine {
   std::atomic<uint32_t> state{0};
   std::atomic<uint32_t> pid{0};
   std::atomic<uint64_t> process{0};  ///< a random number of the process, where pids may repeat
+  std::atomic<uint64_t> probe{0};    ///< address of a word that holds `word`
+  std::atomic<uint64_t> word{0};
+  std::atomic<uint64_t> single_copy_bytes{0};  ///< what it asks for; the most of all ranks counts
+  std::atomic<uint32_t> reaches{0};  ///< it may read the memory of all others; before kReady
   Published<HostName> host;          ///< written before kAttached
   History on_host, on_device;
 

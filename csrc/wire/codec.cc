@@ -76,5 +76,7 @@ const AccumulatorOps& accumulator_ops(Dtype dtype, Isa isa) {
 }
 
 SumF32 sum_f32(Isa isa) { return table(isa).sum_f32; }
+SumF32 sum_f32_streaming(Isa isa) { return table(isa).sum_f32_streaming; }
+StreamCopy copy_streaming(Isa isa) { return table(isa).copy_streaming; }
 
 }  // namespace dpcomm

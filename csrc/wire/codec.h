@@ -74,5 +74,11 @@ const AccumulatorOps& accumulator_ops(Dtype dtype, Isa isa);
 using SumF32 = void (*)(float* const* dst, int destinations, const float* const* src, int sources,
                         int64_t divisor, size_t n);
 SumF32 sum_f32(Isa isa);
+/// The same with stores that go past the caches, for arrays that do not fit them. What was written
+/// is visible to others once this thread has stored a seq_cst atomic.
+SumF32 sum_f32_streaming(Isa isa);
+/// Likewise a copy of `bytes` bytes.
+using StreamCopy = void (*)(void* to, const void* from, size_t bytes);
+StreamCopy copy_streaming(Isa isa);
 
 }  // namespace dpcomm

@@ -16,6 +16,8 @@ struct KernelTable {
   Codec wire[kWireFormats];  ///< kNative is not used: see tensor
   AccumulatorOps ops[kDtypes];
   SumF32 sum_f32;
+  SumF32 sum_f32_streaming;
+  StreamCopy copy_streaming;
 };
 
 extern const KernelTable kScalarKernels;

@@ -34,6 +34,8 @@ constexpr KernelTable kernel_table() {
   table.wire[static_cast<int>(WireFormat::kBf16)] = Bf16Wire<V>::wire();
   table.wire[static_cast<int>(WireFormat::kInt8)] = Int8Wire::codec();
   table.sum_f32 = sum_f32_by<V>;
+  table.sum_f32_streaming = sum_f32_streaming_by<V>;
+  table.copy_streaming = copy_streaming_by<V>;
   return table;
 }
 

@@ -68,6 +68,12 @@ inline void sum_by_tiles(float* const* dst, int destinations, const float* const
   }
 }
 
+/// V, whose stores go past the caches.
+template <class V>
+struct Streaming : V {
+  static void store(void* p, typename V::Reg x) { V::stream(p, x); }
+};
+
 template <class V>
 void sum_f32_by(float* const* dst, int destinations, const float* const* src, int sources,
                 int64_t divisor, size_t n) {
@@ -78,6 +84,62 @@ void sum_f32_by(float* const* dst, int destinations, const float* const* src, in
   } else {
     sum_by_sources<V, true>(dst, destinations, src, sources, static_cast<float>(divisor), n);
   }
+}
+
+constexpr size_t kStreamAlignment = 64;
+
+inline size_t bytes_to_alignment(const void* p) {
+  return (kStreamAlignment - reinterpret_cast<uintptr_t>(p) % kStreamAlignment) % kStreamAlignment;
+}
+
+/// Streaming stores want alignment: where destinations lie differently, it is an ordinary sum.
+template <class V>
+void sum_f32_streaming_by(float* const* dst, int destinations, const float* const* src, int sources,
+                          int64_t divisor, size_t n) {
+  constexpr int kMost = 64;
+  bool possible = V::kWidth > 1 && destinations <= kMost && sources <= kMost;
+  const size_t lead = bytes_to_alignment(dst[0]);
+  for (int d = 0; d < destinations; ++d) possible = possible && bytes_to_alignment(dst[d]) == lead;
+  const size_t head = lead / sizeof(float);
+  if (!possible || lead % sizeof(float) != 0 || head >= n) {
+    sum_f32_by<V>(dst, destinations, src, sources, divisor, n);
+    return;
+  }
+  if constexpr (V::kWidth > 1) {
+    float* to[kMost];
+    const float* from[kMost];
+    for (int d = 0; d < destinations; ++d) to[d] = dst[d] + head;
+    for (int s = 0; s < sources; ++s) from[s] = src[s] + head;
+    const float by = static_cast<float>(divisor);
+    if (head > 0) sum_f32_by<V>(dst, destinations, src, sources, divisor, head);
+    if (divisor == 1) {
+      sum_by_sources<Streaming<V>, false>(to, destinations, from, sources, by, n - head);
+    } else {
+      sum_by_sources<Streaming<V>, true>(to, destinations, from, sources, by, n - head);
+    }
+    __builtin_ia32_sfence();
+  }
+}
+
+template <class V>
+void copy_streaming_by(void* to, const void* from, size_t bytes) {
+  char* out = static_cast<char*>(to);
+  const char* in = static_cast<const char*>(from);
+  size_t i = 0;
+  if constexpr (V::kWidth > 1) {
+    constexpr size_t kStep = V::kWidth * sizeof(float);
+    const size_t lead = bytes_to_alignment(out);
+    if (lead + kStreamAlignment <= bytes) {
+      __builtin_memcpy(out, in, lead);
+      for (i = lead; i + 4 * kStep <= bytes; i += 4 * kStep) {
+        typename V::Reg x[4];
+        for (size_t k = 0; k < 4; ++k) x[k] = V::load(in + i + k * kStep);
+        for (size_t k = 0; k < 4; ++k) V::stream(out + i + k * kStep, x[k]);
+      }
+      __builtin_ia32_sfence();
+    }
+  }
+  __builtin_memcpy(out + i, in + i, bytes - i);
 }
 
 }  // namespace

@@ -14,6 +14,8 @@ struct Avx2 {
 
   static Reg load(const void* p) { return _mm256_loadu_ps(static_cast<const float*>(p)); }
   static void store(void* p, Reg x) { _mm256_storeu_ps(static_cast<float*>(p), x); }
+  /// Past the caches; to a multiple of the register\'s bytes.
+  static void stream(void* p, Reg x) { _mm256_stream_ps(static_cast<float*>(p), x); }
 
   static Reg load_fp16(const void* p) { return _mm256_cvtph_ps(halves(p)); }
   static void store_fp16(void* p, Reg x) {

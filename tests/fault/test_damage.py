@@ -12,11 +12,13 @@ COLLECTIVES += ["gather", "scatter", "all_to_all"]
 WHOLE = ("broadcast", "reduce")  # of the others ranks have blocks
 
 
-def run_with(stage: Stage, world: int, faults: str, collective: str, count: int) -> set[str]:
+def run_with(
+    stage: Stage, world: int, faults: str, collective: str, count: int, path: str = "channels"
+) -> set[str]:
     """Runs a collective some times; puppets compare what they got. The errors that came up."""
     errors: set[str] = set()
     with stage.group(world) as group:
-        group.start(timeout=LIMIT, environment={"DPCOMM_FAULTS": faults})
+        group.start(timeout=LIMIT, environment={"DPCOMM_FAULTS": faults, "DPCOMM_PATH": path})
         for _ in range(3):
             for outcome in group.outcomes("collective", collective, count):
                 assert outcome.error != "AssertionError", outcome
@@ -43,6 +45,26 @@ def test_one_bad_message(stage: Stage, collective: str, fault: str) -> None:
         assert errors.pop().startswith(said[0] or ("TimeoutError", "UsageError", "InternalError"))
 
 
+@pytest.mark.parametrize("count", [2, 1000, 30_000, LARGE])
+@pytest.mark.parametrize("collective", ["all_reduce", "all_gather", "reduce_scatter", "all_to_all"])
+@pytest.mark.parametrize("fault", ["retag", "drop"])
+def test_one_bad_arrival(stage: Stage, collective: str, fault: str, count: int) -> None:
+    """On the board: another operation's tag, or nothing where the others wait for something."""
+    said = {"retag": ("InternalError", "met another operation"), "drop": ("TimeoutError", "")}
+    errors = run_with(stage, 2, f"rank=1,{fault}=1", collective, count, "auto")
+    assert len(errors) == 1, errors
+    error = errors.pop()
+    assert error.startswith(said[fault][0]) and said[fault][1] in error, error
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_stage_that_is_not_announced(stage: Stage, number: int) -> None:
+    """Of a single copy: what is reduced, what has been read."""
+    errors = run_with(stage, 3, f"rank=1,drop={number}", "all_reduce", LARGE, "auto")
+    assert len(errors) == 1, errors
+    assert errors.pop().startswith("TimeoutError")
+
+
 def test_every_rank_loses_a_message(stage: Stage) -> None:
     errors = run_with(stage, 4, "drop=5", "all_reduce", LARGE)
     assert len(errors) == 1
@@ -51,10 +73,12 @@ def test_every_rank_loses_a_message(stage: Stage) -> None:
 
 def test_late_and_stalled_messages_are_no_failure(stage: Stage) -> None:
     for faults in ("delay_us=300", "stall=0.5", "rank=1,delay_us=2000", "rank=0,stall=0.9"):
-        with stage.group(3) as group:
-            group.start(timeout=30, environment={"DPCOMM_FAULTS": faults})
-            for collective in COLLECTIVES:
-                group.do("collective", collective, 30_000)
+        for path in ("auto", "channels"):
+            with stage.group(3) as group:
+                variables = {"DPCOMM_FAULTS": faults, "DPCOMM_PATH": path}
+                group.start(timeout=30, environment=variables)
+                for collective in COLLECTIVES:
+                    group.do("collective", collective, 30_000)
 
 
 @pytest.mark.parametrize("end", ["timeout", "abort"])
@@ -89,5 +113,5 @@ def digest_of_channels(group: Group) -> str:
         "    memory.seek(first + skipped)\n"
         "    result = hashlib.sha256(memory.read(last - first - skipped)).hexdigest()"
     )
-    digest: str = group[1].do("run", source, skipped=22 << 10)
+    digest: str = group[1].do("run", source, skipped=48 << 10)
     return digest
