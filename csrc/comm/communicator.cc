@@ -128,7 +128,7 @@ struct Communicator::Impl : std::enable_shared_from_this<Communicator::Impl> {
 
   // Of the thread that runs an operation.
   OpRecord last;
-  uint32_t history = 0;  // digest of all operations so far
+  uint32_t history = 0;                  // digest of all operations so far
   uint64_t wire_bytes = 0, wait_ns = 0;  // of all operations so far
 
   std::mutex opening;                  // held while a device is opened

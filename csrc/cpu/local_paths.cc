@@ -249,8 +249,7 @@ bool LocalPaths::offer_tensor() {
   const bool in_heap = (!reads || input) && (!all_reduce || output) && (reads || all_reduce);
   if (in_heap) {
     const HeapHandle heap = SharedHeap::handle();
-    own.input = input.value_or(0);
-    own.output = output.value_or(0);
+    own.heap_base = input ? own.input - *input : own.output - *output;
     own.heap_id = heap.id;
     own.heap_bytes = heap.bytes;
     own.heap_fd = heap.fd;
@@ -308,14 +307,14 @@ bool LocalPaths::all_in_heaps() {
 const std::byte* LocalPaths::mapped_input(int rank, size_t first, size_t bytes) const {
   if (rank == rank_) return task_->input + first;
   const PeerHeap* heap = heaps_[rank].memory.get();
-  const uint64_t offset = locations_[rank].input + first;
+  const uint64_t offset = locations_[rank].input - locations_[rank].heap_base + first;
   return heap != nullptr ? heap->at(offset, bytes) : SharedHeap::at(offset, bytes);
 }
 
 std::byte* LocalPaths::mapped_output(int rank, size_t first, size_t bytes) const {
   if (rank == rank_) return task_->output + first;
   const PeerHeap* heap = heaps_[rank].memory.get();
-  const uint64_t offset = locations_[rank].output + first;
+  const uint64_t offset = locations_[rank].output - locations_[rank].heap_base + first;
   return heap != nullptr ? heap->at(offset, bytes) : SharedHeap::at(offset, bytes);
 }
 

@@ -17,7 +17,7 @@ namespace dpcomm {
 
 /// Checked, and with algorithm and wire format chosen.
 struct Task {
-  OpRecord record;  ///< says which operation, for tags and messages
+  OpRecord record;       ///< says which operation, for tags and messages
   uint32_t tag = 0;      ///< fingerprint of the record
   uint32_t history = 0;  ///< of the operations before this one
   const std::byte* input = nullptr;

@@ -33,10 +33,11 @@ enum class Where : uint32_t {
 
 /// Input and output of a rank in an operation. Comes from memory that others write to.
 struct Location {
-  uint64_t input = 0;   ///< address, or offset in the heap
-  uint64_t output = 0;  ///< likewise
-  uint64_t heap_id = 0;
+  uint64_t input = 0;    ///< address in the rank's process
+  uint64_t output = 0;   ///< likewise
+  uint64_t heap_id = 0;  ///< of the shared heap that both lie in; 0: of none
   uint64_t heap_bytes = 0;
+  uint64_t heap_base = 0;  ///< its address in the rank's process
   int32_t heap_fd = -1;
   uint32_t reserved = 0;
 };
