@@ -1,6 +1,7 @@
 #include "torch/store_bootstrap.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <optional>
 #include <random>
@@ -61,6 +62,15 @@ int64_t count_of(c10d::Store& store, const std::string& key, int64_t more = 0) {
   return count;
 }
 
+/// A number that another rank has written. Throws InternalError where something else is there.
+int64_t count_in(const std::string& text) {
+  int64_t count = -1;
+  const char* end = text.data() + text.size();
+  const auto [parsed, error] = std::from_chars(text.data(), end, count);
+  if (error != std::errc() || parsed != end || count < 1) throw damaged("number of ranks", text);
+  return count;
+}
+
 /// The numbers of one rank's attempts in the store.
 class Attempts {
  public:
@@ -69,10 +79,13 @@ class Attempts {
         made_("dpcomm/made/" + std::to_string(rank)),
         answered_("dpcomm/answered/" + std::to_string(rank)),
         process_("dpcomm/process/" + std::to_string(rank)),
+        world_("dpcomm/world/" + std::to_string(rank)),
         key_("dpcomm/attempt/" + std::to_string(rank) + "/") {}
 
-  int64_t make() {
+  /// Of a rank that means a group of `world` ranks.
+  int64_t make(int world) {
     store_.set(process_, Presence::own().text());  // before anybody can see the attempt
+    store_.set(world_, std::to_string(world));
     const int64_t attempt = count_of(store_, made_, 1);
     store_.set(ask_key(attempt), std::string("1"));
     return attempt;
@@ -95,6 +108,8 @@ class Attempts {
     if (!store_.check({process_})) return std::nullopt;
     return Presence::parse(store_.get_to_str(process_));
   }
+  /// What it was made with; 0 if it has made none.
+  int64_t world() { return store_.check({world_}) ? count_in(store_.get_to_str(world_)) : 0; }
   std::string answer_key(int64_t attempt) const {
     return key_ + std::to_string(attempt) + "/answer";
   }
@@ -103,7 +118,7 @@ class Attempts {
   std::string ask_key(int64_t attempt) const { return key_ + std::to_string(attempt) + "/ask"; }
 
   c10d::Store& store_;
-  std::string made_, answered_, process_, key_;
+  std::string made_, answered_, process_, world_, key_;
 };
 
 std::string unique_name(const std::string& group) {
@@ -134,6 +149,8 @@ class Agreement {
   /// The attempt of a rank that waits, whose process is not known to be gone; else 0. Throws
   /// PeerError if it is gone and was seen alive in this start.
   int64_t alive(int rank);
+  /// Throws UsageError if a rank that waits means a group of another size.
+  void check_world(int rank);
   int lowest_follower();
   Error absent();
   void answer_all(const std::string& answer);
@@ -161,6 +178,19 @@ int64_t Agreement::alive(int rank) {
   }
   other.mark_answered(attempt);  // of an earlier start
   return 0;
+}
+
+void Agreement::check_world(int rank) {
+  Attempts other(store_, rank);
+  const int64_t world = other.world();
+  if (world == 0 || world == world_) return;
+  const Presence own = Presence::own();
+  const auto presence = other.presence();
+  throw usage_error(
+      "ranks disagree: ", describe_rank(rank_, own.pid, own.host), " makes group '", group_,
+      "' of ", world_, " ranks, but ",
+      presence ? describe_rank(rank, presence->pid, presence->host) : str("rank ", rank),
+      " one of ", world);
 }
 
 Error Agreement::absent() {
@@ -205,7 +235,9 @@ std::string Agreement::lead(int64_t attempt) {
   try {
     for (int missing = 0; missing != world_;) {
       for (int rank = missing = 1; rank < world_; ++rank) {  // all: one may have died meanwhile
-        if (alive(rank) != 0 && missing == rank) ++missing;
+        if (alive(rank) == 0) continue;
+        check_world(rank);
+        if (missing == rank) ++missing;
       }
       if (missing == world_) break;
       if (left(deadline_) == milliseconds(0)) {
@@ -260,7 +292,7 @@ std::string Agreement::follow(int64_t& attempt) {
       if (!error) return parse_group_name(answer, group_);
       if (late || error->kind() != ErrorKind::kTimeout) throw *error;
       refusal = std::move(error);
-      attempt = own.make();
+      attempt = own.make(world_);
       continue;
     }
     alive(0);
@@ -296,7 +328,7 @@ std::string agree_on_name(c10d::Store& store, int rank, int world, const std::st
   Agreement agreement(store, rank, world, group, timeout);
   int64_t attempt = 0;
   try {
-    attempt = own.make();
+    attempt = own.make(world);
     const std::string name = rank == 0 ? agreement.lead(attempt) : agreement.follow(attempt);
     if (rank == 0) own.mark_answered(attempt);
     return name;

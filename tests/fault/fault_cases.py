@@ -182,7 +182,7 @@ class Case:
             for rank in self.survivors:
                 self.surface.begin(rank, {"name": "all_reduce", "count": 100})
             outcomes = end_all(self.survivors)
-        error = {"kill": None, "mismatch": None}.get(self.fault, "TimeoutError")
+        error = {"kill": None, "mismatch": "UsageError"}.get(self.fault, "TimeoutError")
         if self.fault == "mismatch":
             outcomes += [self.target.end()]
             self.since = max(outcome.began for outcome in outcomes)
