@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
+#include <limits>
 #include <optional>
 #include <random>
 #include <thread>
@@ -149,8 +150,10 @@ class Agreement {
   /// The attempt of a rank that waits, whose process is not known to be gone; else 0. Throws
   /// PeerError if it is gone and was seen alive in this start.
   int64_t alive(int rank);
-  /// Throws UsageError if a rank that waits means a group of another size.
-  void check_world(int rank);
+  /// Notes it if a rank that waits means a group of another size.
+  void compare_worlds(int rank);
+  /// Whether they disagree and all that may come are there, for the sake of one text, or late.
+  bool disagree(int missing) const;
   int lowest_follower();
   Error absent();
   void answer_all(const std::string& answer);
@@ -162,6 +165,9 @@ class Agreement {
   const milliseconds timeout_;
   const Clock::time_point deadline_;
   std::vector<std::optional<Presence>> seen_;  // alive in this start
+  std::optional<Error> odd_;                   // the first disagreement on the number of ranks
+  Clock::time_point odd_since_;
+  int64_t least_ = std::numeric_limits<int64_t>::max();  // number of ranks that another one means
 };
 
 int64_t Agreement::alive(int rank) {
@@ -180,17 +186,24 @@ int64_t Agreement::alive(int rank) {
   return 0;
 }
 
-void Agreement::check_world(int rank) {
+void Agreement::compare_worlds(int rank) {
   Attempts other(store_, rank);
   const int64_t world = other.world();
   if (world == 0 || world == world_) return;
+  least_ = std::min(least_, world);
+  if (odd_) return;
+  odd_since_ = Clock::now();
   const Presence own = Presence::own();
   const auto presence = other.presence();
-  throw usage_error(
-      "ranks disagree: ", describe_rank(rank_, own.pid, own.host), " makes group '", group_,
-      "' of ", world_, " ranks, but ",
-      presence ? describe_rank(rank, presence->pid, presence->host) : str("rank ", rank),
-      " one of ", world);
+  const std::string name =
+      presence ? describe_rank(rank, presence->pid, presence->host) : str("rank ", rank);
+  odd_ = usage_error("ranks disagree: ", describe_rank(rank_, own.pid, own.host), " makes group '",
+                     group_, "' of ", world_, " ranks, but ", name, " one of ", world);
+}
+
+bool Agreement::disagree(int missing) const {
+  return odd_ &&
+         (missing >= std::min<int64_t>(least_, world_) || Clock::now() - odd_since_ > kGrace);
 }
 
 Error Agreement::absent() {
@@ -236,9 +249,10 @@ std::string Agreement::lead(int64_t attempt) {
     for (int missing = 0; missing != world_;) {
       for (int rank = missing = 1; rank < world_; ++rank) {  // all: one may have died meanwhile
         if (alive(rank) == 0) continue;
-        check_world(rank);
+        compare_worlds(rank);
         if (missing == rank) ++missing;
       }
+      if (disagree(missing)) throw *odd_;
       if (missing == world_) break;
       if (left(deadline_) == milliseconds(0)) {
         const auto error =
