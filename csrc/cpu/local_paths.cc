@@ -284,12 +284,14 @@ void LocalPaths::introduce_heaps() {
     }
   }
   if (!news) return;
-  // Whoever could not map one says so in the bounce buffer that comes next, which is free.
-  *board_->bounce(rank_, chunks_) = std::byte{failed};
+  // Whoever could not map one says so in the bounce buffer after the next one, which is free; the
+  // next one may hold a chunk already.
+  const auto verdict = [&](int rank) { return board_->bounce(rank, chunks_ + 1); };
+  *verdict(rank_) = std::byte{failed};
   meet_at(kIn);
   bool all = true;
   for (int rank = 0; rank < world_; ++rank) {
-    all = all && *board_->bounce(rank, chunks_) == std::byte{0};
+    all = all && *verdict(rank) == std::byte{0};
   }
   for (const int rank : fresh) heaps_[rank].shared = all;
   meet_at(kIn);  // the verdicts have been read
