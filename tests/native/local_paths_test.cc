@@ -321,6 +321,7 @@ TEST(heaps_are_introduced) {
       const int rank = communicator.rank();
       for (const size_t count : {5000, 300, 3000}) {
         Operation operation;
+        operation.dtype = i % 4 < 2 ? Dtype::kInt64 : Dtype::kInt8;  // every byte shows
         operation.count = i % 2 == 0 ? count : count / 10 + 270;
         const bool in_heap = (rank + i) % 3 > 0 || count == 3000;
         Trial trial(operation, rank, 3, i, i % 4 == 0, {in_heap, in_heap});

@@ -90,11 +90,6 @@ PLANTS = [
         file=BOARD,
     ),
     Plant("two_bounce_buffers", "chunk % «BoardLayout::kBounceBuffers»", "2", file=BOARD),
-    Plant(
-        "first_chunk_not_awaited",
-        "    «wait(rank, [&] { return board_->counted(rank, kIn) >= in; });»",
-        ";",
-    ),
     Plant("chunk_of_a_bounce_not_awaited", f"      «{WAIT_REDUCED}»\n      const Part part", ";"),
     Plant(
         "part_of_a_pull_not_awaited",
@@ -127,10 +122,11 @@ PLANTS = [
     Plant("verdict_ignored", "heaps_[rank].shared = «all»;", "true", "cannot_map"),
     Plant("verdict_not_awaited", "std::byte{failed};\n  «meet_at(kIn);»", ";"),
     Plant(
-        "verdict_read_by_nobody",
-        "«meet_at(kIn);»  // the verdicts have been read",
-        ";",
+        "verdict_in_a_chunk",
+        "board_->bounce(rank, «chunks_ + 1»); };",
+        "chunks_",
         "introduced",
+        WRONG,
     ),
     Plant("failure_to_map_not_told", "«failed = true;»", ";", "cannot_map"),
     Plant(
