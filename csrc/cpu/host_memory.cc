@@ -7,6 +7,8 @@
 #include <optional>
 #include <sstream>
 
+#include "base/text.h"
+
 namespace dpcomm {
 namespace {
 
@@ -69,7 +71,7 @@ uint64_t left_of_groups(const std::string& root) {
     const size_t first = line.find(':');
     const size_t second = first == std::string::npos ? first : line.find(':', first + 1);
     if (second == std::string::npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const std::string controllers = str(",", line.substr(first + 1, second - first - 1), ",");
     const bool unified = controllers == ",,";
     if (!unified && controllers.find(",memory,") == std::string::npos) continue;
     std::string group = line.substr(second + 1);
