@@ -7,7 +7,7 @@
 #include <optional>
 #include <sstream>
 
-#include "base/text.h"
+#include "base/error.h"
 
 namespace dpcomm {
 namespace {
