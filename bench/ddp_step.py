@@ -8,7 +8,8 @@ dpcomm-private is dpcomm with DDP's buckets in ordinary memory (shared_buckets=F
 
 synchronisation_cpu_ms  CPU time of a synchronised pass minus that of the same pass under no_sync
 ddp_cpu_ms              the same with a hook that communicates nothing: DDP's own copies
-communication_cpu_ms    the difference of the two: what the backend takes
+communication_cpu_ms    the difference of the two: what the backend takes; its standard error is
+                        communication_cpu_error_ms
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import os
 import sys
 from typing import Any
@@ -103,6 +105,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 "synchronisation_cpu_ms": round(cost.cpu_ms, 3),
                 "synchronisation_ratio": round(cost.cpu_ms / costs[-1].cpu_ms, 4),
                 "communication_cpu_ms": round(cost.cpu_ms - ddp.cpu_ms, 3),
+                "communication_cpu_error_ms": round(
+                    math.hypot(cost.cpu_error_ms, ddp.cpu_error_ms), 3
+                ),
                 "communication_ratio": round(
                     (cost.cpu_ms - ddp.cpu_ms) / (costs[-1].cpu_ms - ddp.cpu_ms), 4
                 ),

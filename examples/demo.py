@@ -86,6 +86,7 @@ def train_variants(names: list[str], epochs: int, seed: int, pairs: int) -> dict
     *costs, ddp = step_costs(replicas, pairs)
     for result, cost in zip(results, costs, strict=True):
         result["cpu_ms"] = cost.cpu_ms - ddp.cpu_ms
+        result["cpu_error_ms"] = math.hypot(cost.cpu_error_ms, ddp.cpu_error_ms)
     progress.close()
     return dict(zip(names, results, strict=True))
 
@@ -200,8 +201,8 @@ def print_table(results: dict[str, Result]) -> None:
                 f"{r['loss']:.4f}",
                 f"{r['step_ms']:.2f}",
                 f"{r['step_ms'] / base['step_ms']:.2f}x",
-                f"{r['cpu_ms']:.2f}",
-                f"{r['cpu_ms'] / base['cpu_ms']:.2f}x" if base["cpu_ms"] > 0 else "-",
+                _cpu_text(r),
+                _cpu_ratio(r, base),
             )
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
@@ -213,10 +214,36 @@ def print_table(results: dict[str, Result]) -> None:
         cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
         print("  ".join(cells).rstrip())
     print(rule)
+    if any(_cpu_text(r).startswith("<") for r in results.values()):
+        print("<: less than the noise of the measurement")
     print(
         f"x: times {next(iter(results))}'s; {RANKS} ranks, "
         f"{base['parameters'] / 1e6:.1f} M parameters, {len(base['losses'])} steps"
     )
+
+
+def _at_most(result: Result) -> float:
+    """The most that communication CPU may be. A difference of noisy times, it can come out as 0."""
+    most: float = max(result["cpu_ms"], 0.0) + 2 * result["cpu_error_ms"]
+    return most
+
+
+def _is_seen(result: Result) -> bool:
+    return bool(result["cpu_ms"] > 2 * result["cpu_error_ms"])
+
+
+def _cpu_text(result: Result) -> str:
+    if math.isinf(result["cpu_error_ms"]):
+        return "-"  # too few pairs to know
+    return f"{result['cpu_ms']:.2f}" if _is_seen(result) else f"<{_at_most(result):.2f}"
+
+
+def _cpu_ratio(result: Result, base: Result) -> str:
+    if not _is_seen(base) or math.isinf(result["cpu_error_ms"]):
+        return "-"
+    if _is_seen(result):
+        return f"{result['cpu_ms'] / base['cpu_ms']:.2f}x"
+    return f"<{_at_most(result) / base['cpu_ms']:.2f}x"
 
 
 def draw(results: dict[str, Result], target: Path) -> None:
@@ -238,8 +265,12 @@ def draw(results: dict[str, Result], target: Path) -> None:
         axes[0].set_xlabel("step")
         axes[0].legend(frameon=False)
         axes[0].set_title("training loss (mean of 20 steps)", loc="left", fontsize=9)
-        _bars(axes[1], results, "step_ms", "step time (ms)", colors)
-        _bars(axes[2], results, "cpu_ms", "communication CPU (ms per step)", colors)
+        times = [result["step_ms"] for result in results.values()]
+        _bars(axes[1], results, times, [f"{t:.2f}" for t in times], "step time (ms)", colors)
+        costs = [r["cpu_ms"] if _is_seen(r) else _at_most(r) for r in results.values()]
+        costs = [cost if math.isfinite(cost) else 0.0 for cost in costs]
+        texts = [_cpu_text(result) for result in results.values()]
+        _bars(axes[2], results, costs, texts, "communication CPU (ms per step)", colors)
         figure.tight_layout()
         figure.savefig(target, dpi=150)
         pyplot.close(figure)
@@ -249,11 +280,17 @@ def _smooth(losses: list[float], width: int = 20) -> list[float]:
     return [statistics.mean(losses[max(0, i - width + 1) : i + 1]) for i in range(len(losses))]
 
 
-def _bars(axis: Any, results: dict[str, Result], key: str, title: str, colors: Any) -> None:
-    values = [max(result[key], 0.0) for result in results.values()]
+def _bars(
+    axis: Any,
+    results: dict[str, Result],
+    values: list[float],
+    texts: list[str],
+    title: str,
+    colors: Any,
+) -> None:
     labels = [name.replace(", ", ",\n") for name in results]
     bars = axis.bar(labels, values, color=colors[: len(values)], width=0.6)
-    axis.bar_label(bars, fmt="%.2f", padding=2)
+    axis.bar_label(bars, labels=texts, padding=2)
     axis.set_title(title, loc="left", fontsize=9)
     axis.set_ylim(0, 1.15 * max(*values, 1e-3))
     axis.set_yticks([])

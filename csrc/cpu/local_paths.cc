@@ -490,16 +490,11 @@ void LocalPaths::copy_in(size_t i) {
 /// Three buffers suffice: chunk i + 1 goes where chunk i - 2 was, whose results the others have
 /// read before they said that chunk i - 1 is reduced, for which this rank has waited.
 void LocalPaths::bounce() {
-  uint64_t in = counts_[kIn];
   for (size_t i = 0;; ++i) {
     const Part chunk = chunk_of(i);
     const bool last = chunk.first + chunk.bytes == input_bytes_;
-    if (!last) {
-      copy_in(i + 1);
-      count(kIn);
-    }
-    reduce_chunk(i, in);
-    in = counts_[kIn];
+    if (!last) copy_in(i + 1);
+    reduce_chunk(i);
     for (int step = 1; step < world_; ++step) {
       const int rank = (rank_ + step) % world_;
       wait(rank, [&] { return board_->counted(rank, kReduced) >= counts_[kReduced]; });
@@ -514,8 +509,9 @@ void LocalPaths::bounce() {
   wire_bytes_ += 2 * (input_bytes_ - input_bytes_ / world_);
 }
 
-/// Reduces this rank's part of a chunk, which the others have copied in once they count `in`.
-void LocalPaths::reduce_chunk(size_t i, uint64_t in) {
+/// Reduces this rank's part of a chunk. The others have copied it in before they said that the
+/// chunk before it is reduced, for which this rank has waited.
+void LocalPaths::reduce_chunk(size_t i) {
   const Part chunk = chunk_of(i);
   const Part own = part_of(rank_, chunk.bytes);
   for (int rank = 0; rank < world_; ++rank) {
@@ -523,7 +519,6 @@ void LocalPaths::reduce_chunk(size_t i, uint64_t in) {
       sources_[rank] = task_->input + chunk.first + own.first;
       continue;
     }
-    wait(rank, [&] { return board_->counted(rank, kIn) >= in; });
     sources_[rank] = board_->bounce(rank, chunks_ + i) + own.first;
   }
   destinations_[0] = task_->output + chunk.first + own.first;

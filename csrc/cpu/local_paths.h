@@ -113,7 +113,7 @@ class LocalPaths {
   Part chunk_of(size_t i) const;
   void copy_in(size_t i);
   void bounce();
-  void reduce_chunk(size_t i, uint64_t in);
+  void reduce_chunk(size_t i);
   void move_blocks();
   size_t own_input_bytes() const;
   void write_portions();

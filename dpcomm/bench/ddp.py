@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import warnings
@@ -32,6 +33,7 @@ class StepCost:
     synchronised_ms: float = 0.0  # time of the synchronised pass
     alone_ms: float = 0.0  # time of the pass under no_sync
     synchronised_cpu_ms: float = 0.0
+    cpu_error_ms: float = 0.0  # standard error of cpu_ms
     cpu_pairs_ms: list[float] = field(default_factory=list)  # of this rank
 
 
@@ -80,10 +82,22 @@ def _merge(samples: list[tuple[float, float, float, float]]) -> StepCost:
     cpu, synchronised, alone, whole = (
         statistics.median(column) for column in zip(*samples, strict=True)
     )
-    sums = torch.tensor([cpu, whole], dtype=torch.float64)
+    pairs = [row[0] for row in samples]
+    error = _median_error(pairs)
+    sums = torch.tensor([cpu, whole, error**2], dtype=torch.float64)
     slowest = torch.tensor([synchronised, alone], dtype=torch.float64)
     dist.all_reduce(sums)
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
-    cpu, whole = (sums / dist.get_world_size()).tolist()
+    ranks = dist.get_world_size()
+    cpu, whole, _ = (sums / ranks).tolist()
+    error = math.sqrt(float(sums[2])) / ranks
     synchronised, alone = slowest.tolist()
-    return StepCost(cpu, synchronised, alone, whole, [row[0] for row in samples])
+    return StepCost(cpu, synchronised, alone, whole, error, pairs)
+
+
+def _median_error(values: list[float]) -> float:
+    """Standard error of the median, from the quartiles; infinite for fewer than 4 values."""
+    if len(values) < 4:
+        return math.inf
+    lower, _, upper = statistics.quantiles(values, n=4)
+    return 1.253 * (upper - lower) / 1.349 / math.sqrt(len(values))

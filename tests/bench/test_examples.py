@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def load(script: str) -> ModuleType:
 
 def result(**changes: Any) -> dict[str, Any]:
     good = {"accuracy": 0.99, "loss": 0.02, "parameters": 10, "checksum": 5, "losses": [2.0, 0.1]}
-    good |= {"step_ms": 10.0, "cpu_ms": 2.0, "same_on_all_ranks": True}
+    good |= {"step_ms": 10.0, "cpu_ms": 2.0, "cpu_error_ms": 0.1}
+    good |= {"same_on_all_ranks": True}
     return {**good, **changes}
 
 
@@ -127,3 +129,14 @@ def test_missed_figures_and_wrong_elements_are_found() -> None:
     assert len(script.misses({2: all_reduce_result(ratio=19.0)}, "dpcomm")) == 1
     assert len(script.misses({4: all_reduce_result(ratio=0.9)}, "dpcomm")) == 1
     assert len(script.misses({2: all_reduce_result(wrong=3)}, "dpcomm")) == 1
+
+
+def test_the_demo_shows_no_cost_below_the_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    demo = load("examples/demo.py")
+    rows = {"gloo": result(), "dpcomm": result(cpu_ms=-0.05), "few": result(cpu_error_ms=math.inf)}
+    demo.print_table(rows)
+    shown = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
+    assert shown["gloo"][-2:] == ["2.00", "1.00x"]
+    assert shown["dpcomm"][-2:] == ["<0.20", "<0.10x"]
+    assert shown["few"][-2:] == ["-", "-"]
+    assert shown["<:"][1] == "less"
