@@ -11,20 +11,18 @@ import inspect
 import os
 import re
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from inproc_ranks import run_ranks
 
 import dpcomm
 from dpcomm import Communicator
 from dpcomm.errors import PeerError, UsageError
 
-TIMEOUT = 30.0
 METHODS = ["all_reduce", "reduce", "broadcast", "all_gather", "reduce_scatter", "barrier"]
-_numbers = iter(range(10**6))
 
 
 @pytest.fixture
@@ -300,30 +298,6 @@ def test_arguments(alone: Communicator) -> None:
     assert is_short("all_reduce", lambda: alone.all_reduce(a, op))[1] is a
     work = alone.all_reduce(a, async_op=True)
     assert work.wait() is a
-
-
-def run_ranks(world: int, body: Callable[[Communicator], Any]) -> list[Any]:
-    """body(communicator) on a thread for each rank; the results, or the first error."""
-    name = f"short-{next(_numbers)}"
-    results: list[Any] = [None] * world
-    errors: list[BaseException] = []
-
-    def work(rank: int) -> None:
-        try:
-            with Communicator(rank, world, name=name, transport="inproc", timeout=TIMEOUT) as made:
-                results[rank] = body(made)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(TIMEOUT + 20)
-        assert not thread.is_alive()
-    if errors:
-        raise errors[0]
-    return results
 
 
 @pytest.mark.parametrize("world", [2, 3])
